@@ -1,0 +1,141 @@
+"""The command `kservekit`: one function a verb; each imports what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kservekit import __version__
+from kservekit.errors import CannotStart, KServeKitError
+
+SERVE_EXAMPLES = """\
+examples:
+  kservekit serve doubler.py:Doubler --model_name doubler
+  kservekit serve kservekit.predictors.triton:TritonPredictor --model_name photo --http_port 8080
+  kservekit serve kservekit.transformers.image:ImageTransformer --model_name photo \\
+      --predictor_host photo-predictor --predictor_protocol grpc-v2
+"""
+
+DEMO_EXAMPLES = """\
+examples:
+  kservekit demo            classify four photographs over every wire, then stop
+  kservekit demo --keep     leave it running, to try the curl line by hand; Ctrl-C stops it
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbs: dict[str, tuple[Callable[[list[str]], int], str]] = {
+        "demo": (demo, "a real model on the real Triton, behind a transformer and a predictor, on this machine"),
+        "serve": (serve, "serve a predictor or a transformer: module:Class or path.py:Class, and KServe's flags"),
+    }
+    listed = "\n".join(f"  {name:8}{text}" for name, (_, text) in verbs.items())
+    parser = argparse.ArgumentParser(
+        prog="kservekit",
+        usage="kservekit VERB ...",
+        epilog=f"verbs:\n{listed}\n\nkservekit VERB --help says more",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A KServe extension toolkit.",
+    )
+    parser.add_argument("--version", action="version", version=f"kservekit {__version__}")
+    parser.add_argument("verb", choices=verbs, metavar="VERB", help=" or ".join(verbs))
+    # The rest belongs to the verb, which knows flags that this parser does not.
+    chosen = parser.parse_args(arguments[:1])
+    run, _ = verbs[chosen.verb]
+    try:
+        return run(arguments[1:])
+    except KServeKitError as error:
+        print(f"kservekit {chosen.verb}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.argv = ["kservekit serve"]  # kserve reads sys.argv when it is imported
+        from kserve.model_server import parser
+
+        parser.prog = "kservekit serve TARGET"
+        print(f"{parser.format_help()}\nTARGET is module:Class or path.py:Class.\n\n{SERVE_EXAMPLES}")  # noqa: T201
+        return 0 if arguments else 2
+    sys.argv = ["kservekit serve", *arguments[1:]]
+    target = load_target(arguments[0])
+    from kservekit.serving import serve as run
+
+    run(target, argv=arguments[1:])
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kservekit demo",
+        description=demo_text(),
+        epilog=DEMO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "triton", "onnx"),
+        default="auto",
+        help="auto: Triton, or ONNX Runtime in process where Triton cannot run (default); or one of the two for sure",
+    )
+    options = parser.parse_args(arguments)
+    from kservekit.local.demo import run
+
+    return run(keep=options.keep, engine=options.engine)
+
+
+def demo_text() -> str:
+    return (
+        "Starts Triton, a predictor and a transformer as three processes on loopback, sends photographs over v1 REST,\n"
+        "v2 REST JSON, v2 REST binary and v2 gRPC, and shows the answers and where the time went.\n"
+        "The exit code is 0 only if every wire answered, and all agreed."
+    )
+
+
+def load_target(target: str) -> Any:
+    """The class, factory or model that `module:Name` or `path.py:Name` names; CannotStart where there is none."""
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise CannotStart(f"{target!r} is not a target: expected module:Class or path.py:Class")
+    if where.endswith(".py"):
+        module = _module_from(Path(where))
+    else:
+        sys.path.insert(0, "")  # as `python -m` does, so that a module beside us is found
+        try:
+            module = importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (where == error.name or where.startswith(f"{error.name}.")):
+                raise CannotStart(f"{where} needs the module {error.name!r}, which is not installed") from error
+            raise CannotStart(f"no module {where!r} here or installed; for a file write path.py:{name}") from None
+    try:
+        found = getattr(module, name)
+    except AttributeError:
+        names = ", ".join(key for key, value in vars(module).items() if isinstance(value, type)) or "none"
+        raise CannotStart(f"{where} has no {name!r}; its classes: {names}") from None
+    if not callable(found):
+        raise CannotStart(f"{target} is {type(found).__name__}: expected a class, a factory or a model")
+    return found
+
+
+def _module_from(path: Path) -> Any:
+    if not path.is_file():
+        raise CannotStart(f"{str(path)!r}: no such file")
+    sys.path.insert(0, str(path.resolve().parent))  # as `python path.py` does
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # noqa: S101 - a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

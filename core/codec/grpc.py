@@ -1,0 +1,154 @@
+"""The Open Inference Protocol over gRPC: its messages to named arrays and back.
+
+The message classes come in by hand, KServe's or tritonclient's: both are generated from the same protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kservekit.codec.message import Answer, Request
+from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
+from kservekit.errors import InvalidInput
+from kservekit.tensors import ModelSpec, TensorSpec, Tensors, datatype_of, numpy_dtype
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def decode_request(message: Any) -> Request:
+    """A ModelInferRequest; InvalidInput for anything that is not the protocol's."""
+    return Request(
+        _tensors(message.inputs, message.raw_input_contents, "input"),
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        parameters=_parameters(message.parameters),
+        outputs={output.name: _parameters(output.parameters) for output in message.outputs},
+    )
+
+
+def encode_answer(answer: Answer, messages: Any) -> Any:
+    """A ModelInferResponse with raw contents, as Triton answers too."""
+    reply = messages.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
+    _set_parameters(reply.parameters, answer.parameters)
+    _add_tensors(reply.outputs, reply.raw_output_contents, answer.tensors, "output")
+    return reply
+
+
+def encode_request(request: Request, messages: Any) -> Any:
+    """A ModelInferRequest with raw contents."""
+    message = messages.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
+    _set_parameters(message.parameters, request.parameters)
+    for name, parameters in request.outputs.items():
+        _set_parameters(message.outputs.add(name=name).parameters, parameters)
+    _add_tensors(message.inputs, message.raw_input_contents, request.tensors, "input")
+    return message
+
+
+def decode_answer(message: Any) -> Answer:
+    """A ModelInferResponse, raw or typed."""
+    return Answer(
+        _tensors(message.outputs, message.raw_output_contents, "output"),
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        parameters=_parameters(message.parameters),
+    )
+
+
+def decode_metadata(message: Any) -> ModelSpec:
+    """A ModelMetadataResponse as what the model declares."""
+    specs = [
+        tuple(TensorSpec(item.name, item.datatype, tuple(item.shape)) for item in items)
+        for items in (message.inputs, message.outputs)
+    ]
+    return ModelSpec(specs[0], specs[1], platform=message.platform, versions=tuple(message.versions))
+
+
+def _tensors(items: Any, raw: Any, kind: str) -> Tensors:
+    raw = list(raw)  # each access to a repeated bytes field copies it
+    if raw and len(raw) != len(items):
+        raise InvalidInput(f"{len(raw)} raw contents for {len(items)} {kind}s: expected one each, or none")
+    tensors: Tensors = {}
+    for index, item in enumerate(items):
+        label = f"{kind} {item.name!r}"
+        if not item.name:
+            raise InvalidInput(f"{kind} {index} has no name")
+        if item.name in tensors:
+            raise InvalidInput(f"{label} is there twice")
+        shape = list(item.shape)
+        if not raw:
+            tensors[item.name] = _typed(item, shape, label)
+        elif item.HasField("contents"):
+            raise InvalidInput(f"{label} has both raw and typed contents")
+        else:
+            tensors[item.name] = tensor_from_raw(raw[index], item.datatype, shape, label)
+    return tensors
+
+
+def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
+    dtype = numpy_dtype(item.datatype, label)
+    count = element_count(shape, label)
+    if item.datatype not in _CONTENTS:
+        raise InvalidInput(f"{label} is {item.datatype}, which gRPC carries as raw contents only")
+    field = _CONTENTS[item.datatype]
+    filled = [set_field.name for set_field, _ in item.contents.ListFields()]
+    if [name for name in filled if name != field]:
+        raise InvalidInput(f"{label} is {item.datatype} and has {filled[0]}: expected {field}")
+    values = getattr(item.contents, field)
+    if len(values) != count:
+        raise InvalidInput(f"{label} has shape {shape}, which is {count} elements, and {len(values)} {field}")
+    if item.datatype == "BYTES":
+        found = np.empty(count, dtype=np.object_)
+        found[:] = list(values)
+        return found.reshape(shape)
+    found = np.array(values, dtype=None if dtype.kind in "iu" else dtype)
+    if count and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+            raise InvalidInput(f"{label} holds a value outside {limits.min} to {limits.max}, the range of {item.datatype}")
+    return found.astype(dtype, copy=False).reshape(shape)
+
+
+def _add_tensors(items: Any, raw: Any, tensors: Tensors, kind: str) -> None:
+    for name, values in tensors.items():
+        items.add(name=name, datatype=datatype_of(values, f"{kind} {name!r}"), shape=values.shape)
+        part = raw_bytes(values)
+        raw.append(part if isinstance(part, bytes) else bytes(part))
+
+
+def _parameters(fields: Any) -> dict[str, Any]:
+    found = {}
+    for key, value in fields.items():
+        choice = value.WhichOneof("parameter_choice")
+        found[key] = getattr(value, choice) if choice else None
+    return found
+
+
+def _set_parameters(fields: Any, parameters: dict[str, Any]) -> None:
+    for key, value in parameters.items():
+        if isinstance(value, bool):
+            fields[key].bool_param = value
+        elif isinstance(value, int):
+            fields[key].int64_param = value
+        elif isinstance(value, str):
+            fields[key].string_param = value
+        elif isinstance(value, float) and hasattr(fields[key], "double_param"):
+            fields[key].double_param = value
+        else:
+            raise InvalidInput(f"parameter {key!r} is {value!r}: gRPC carries booleans, whole numbers and strings")

@@ -1,0 +1,54 @@
+"""A request and its answer, whatever the wire: what every codec reads into and writes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kservekit.errors import InvalidInput, ModelError
+from kservekit.tensors import Tensors
+
+
+@dataclass(slots=True)
+class Request:
+    tensors: Tensors
+    model: str = ""
+    version: str = ""
+    """Empty: the server's choice."""
+    id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Requested outputs and the parameters of each; empty: all of them."""
+    binary_outputs: bool = False
+    """REST only: whether outputs come back as binary where the request does not say so of each."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Header names in lower case; gRPC metadata on gRPC."""
+
+
+@dataclass(slots=True)
+class Answer:
+    tensors: Tensors
+    model: str = ""
+    version: str = ""
+    id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def only(self, outputs: Mapping[str, Any]) -> Answer:
+        """The requested outputs in the order of the request; InvalidInput for one that there is not."""
+        if outputs:
+            unknown = [name for name in outputs if name not in self.tensors]
+            if unknown:
+                raise InvalidInput(
+                    f"unknown output {', '.join(map(repr, unknown))}: this model gives {', '.join(map(repr, self.tensors))}"
+                )
+            self.tensors = {name: self.tensors[name] for name in outputs}
+        return self
+
+    def rows(self) -> int:
+        """The outputs' common first dimension; ModelError where they have none in common."""
+        lengths = {name: array.shape[0] if array.ndim else None for name, array in self.tensors.items()}
+        if len(set(lengths.values())) != 1 or None in lengths.values():
+            shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in self.tensors.items())
+            raise ModelError(f"v1 answers in rows, and these outputs share no first dimension: {shapes or 'none'}; ask by v2")
+        return lengths.popitem()[1] or 0

@@ -1,0 +1,207 @@
+"""The Open Inference Protocol over HTTP: JSON, and Triton's binary tensor data extension.
+
+Bytes that are not UTF-8 have no form in JSON: there they travel as base64 with the tensor parameter
+`content_type: base64`, which is MLServer's convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kservekit.codec.json_values import array, dumps, flat_list, loads, may_hold_booleans
+from kservekit.codec.message import Answer, Request
+from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
+from kservekit.errors import InvalidInput
+from kservekit.tensors import ModelSpec, datatype_of
+
+JSON_LENGTH_HEADER = "inference-header-content-length"
+"""How long the JSON is that binary tensors follow."""
+
+BINARY_CONTENT_TYPE = "application/octet-stream"
+
+Body = tuple[list[bytes | memoryview], int | None]
+"""The parts of a body in order, and the JSON's length where binary tensors follow it."""
+
+
+def decode_request(body: bytes | bytearray, json_length: str | int | None = None) -> Request:
+    """An inference request; tensors in the binary part are views of `body`, not copies.
+
+    Raises InvalidInput for anything that is not the protocol's.
+    """
+    head, cursor = _split(body, json_length)
+    message = _object(loads(head), "the request")
+    parameters = dict(_object(message.get("parameters") or {}, '"parameters"'))
+    binary_outputs = bool(parameters.pop("binary_data_output", False))
+    outputs = {}
+    for item in _objects(message.get("outputs") or [], '"outputs"'):
+        outputs[_name(item, '"outputs"')] = dict(_object(item.get("parameters") or {}, 'an output\'s "parameters"'))
+    tensors = _decode_tensors(message.get("inputs"), '"inputs"', "input", cursor, may_hold_booleans(head))
+    return Request(
+        tensors,
+        id=_text(message.get("id"), '"id"'),
+        parameters=parameters,
+        outputs=outputs,
+        binary_outputs=binary_outputs,
+    )
+
+
+def encode_answer(answer: Answer, request: Request, spec: ModelSpec | None = None) -> Body:
+    """The answer in the form that the request asked for, tensor by tensor (JSON where it does not say)."""
+    default = request.binary_outputs
+    binary = {name for name in answer.tensors if request.outputs.get(name, {}).get("binary_data", default)}
+    as_base64 = {output.name for output in spec.outputs if output.content_type == "base64"} if spec else set()
+    head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    if answer.id:
+        head["id"] = answer.id
+    if answer.parameters:
+        head["parameters"] = answer.parameters
+    items, parts = _encode_tensors(answer.tensors, "output", binary, as_base64)
+    return _join(head | {"outputs": items}, parts)
+
+
+def encode_request(request: Request, *, binary: bool = True, binary_answer: bool = True) -> Body:
+    """A request for somebody's server. As JSON, BYTES travel as base64."""
+    names = set(request.tensors)
+    items, parts = _encode_tensors(request.tensors, "input", names if binary else set(), names)
+    parameters = {**request.parameters, "binary_data_output": binary_answer}
+    head: dict[str, Any] = {"id": request.id, "parameters": parameters} if request.id else {"parameters": parameters}
+    if request.outputs:
+        head["outputs"] = [{"name": name, "parameters": value} for name, value in request.outputs.items()]
+    return _join(head | {"inputs": items}, parts)
+
+
+def decode_answer(body: bytes, json_length: str | int | None = None) -> Answer:
+    """A server's answer; tensors in the binary part are views of `body`."""
+    head, cursor = _split(body, json_length)
+    message = _object(loads(head), "the answer")
+    tensors = _decode_tensors(message.get("outputs"), '"outputs"', "output", cursor, may_hold_booleans(head))
+    return Answer(
+        tensors,
+        model=_text(message.get("model_name"), '"model_name"'),
+        version=_text(message.get("model_version"), '"model_version"'),
+        id=_text(message.get("id"), '"id"'),
+        parameters=dict(_object(message.get("parameters") or {}, '"parameters"')),
+    )
+
+
+class _Cursor:
+    """The binary part, handed out in the order of the tensors that ask for a piece of it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: Any, label: str) -> memoryview:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidInput(f"{label} has binary_data_size {size!r}: expected a number of bytes")
+        left = len(self.data) - self.at
+        if size > left:
+            raise InvalidInput(f"{label} has binary_data_size {size}, and {left} bytes are left of the body")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+
+def _split(body: bytes | bytearray, json_length: str | int | None) -> tuple[memoryview, _Cursor]:
+    data = memoryview(body)
+    if json_length is None:
+        return data, _Cursor(data[len(data) :])
+    text = str(json_length)
+    if not (text.isascii() and text.isdigit() and len(text) < 12) or int(text) > len(data):
+        raise InvalidInput(f"Inference-Header-Content-Length is {text[:40]!r}: expected 0 to {len(data)}, the body's length")
+    return data[: int(text)], _Cursor(data[int(text) :])
+
+
+def _decode_tensors(items: Any, where: str, kind: str, cursor: _Cursor, booleans: bool) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for item in _objects(items, where):
+        name = _name(item, where)
+        label = f"{kind} {name!r}"
+        if name in tensors:
+            raise InvalidInput(f"{label} is there twice")
+        tensors[name] = _decode_tensor(item, label, cursor, booleans)
+    if cursor.at != len(cursor.data):
+        raise InvalidInput(f"{len(cursor.data) - cursor.at} bytes of the body belong to no tensor")
+    return tensors
+
+
+def _decode_tensor(item: dict[str, Any], label: str, cursor: _Cursor, booleans: bool) -> np.ndarray:
+    shape, datatype = item.get("shape"), item.get("datatype")
+    if not isinstance(shape, list):
+        raise InvalidInput(f"{label} has no shape")
+    if not isinstance(datatype, str):
+        raise InvalidInput(f"{label} has no datatype")
+    parameters = _object(item.get("parameters") or {}, f"the parameters of {label}")
+    if "binary_data_size" in parameters:
+        if "data" in item:
+            raise InvalidInput(f'{label} has both "data" and "binary_data_size"')
+        return tensor_from_raw(cursor.take(parameters["binary_data_size"], label), datatype, shape, label)
+    if "data" not in item:
+        raise InvalidInput(f'{label} has neither "data" nor the parameter "binary_data_size"')
+    is_base64 = parameters.get("content_type") == "base64"
+    found = array(item["data"], datatype, label, booleans=booleans, is_base64=is_base64)
+    return in_shape(found, shape, label)
+
+
+def in_shape(found: np.ndarray, shape: list[Any], label: str) -> np.ndarray:
+    """JSON data, flat or nested as the shape is, in that shape."""
+    count = element_count(shape, label)
+    if found.size != count or (found.ndim > 1 and found.shape != tuple(shape)):
+        raise InvalidInput(f"{label} has shape {shape}, which is {count} elements, and data of shape {list(found.shape)}")
+    return found.reshape(shape)
+
+
+def _encode_tensors(
+    tensors: Mapping[str, np.ndarray], kind: str, binary: Iterable[str], as_base64: Iterable[str]
+) -> tuple[list[dict[str, Any]], list[bytes | memoryview]]:
+    items: list[dict[str, Any]] = []
+    parts: list[bytes | memoryview] = []
+    for name, values in tensors.items():
+        label = f"{kind} {name!r}"
+        datatype = datatype_of(values, label)
+        item: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
+        if name in binary:
+            part = raw_bytes(values)
+            parts.append(part)
+            item["parameters"] = {"binary_data_size": len(part)}
+        else:
+            encode = datatype == "BYTES" and name in as_base64
+            if encode:
+                item["parameters"] = {"content_type": "base64"}
+            item["data"] = flat_list(values, label, as_base64=encode)
+        items.append(item)
+    return items, parts
+
+
+def _join(head: dict[str, Any], parts: list[bytes | memoryview]) -> Body:
+    text = dumps(head)
+    return [text, *parts], len(text) if parts else None
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} must be an object")
+    return value
+
+
+def _objects(value: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise InvalidInput(f"{what} must be a list of tensors")
+    return [_object(item, f"an item of {what}") for item in value]
+
+
+def _name(item: dict[str, Any], where: str) -> str:
+    name = item.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"a tensor in {where} has no name")
+    return name
+
+
+def _text(value: Any, what: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{what} must be a string")
+    return value

@@ -1,0 +1,177 @@
+"""Settings from KSERVEKIT_* variables: one frozen dataclass a concern, the unit in each name.
+
+A field `x` of a class with prefix `KSERVEKIT_Y_` is read from `KSERVEKIT_Y_X`. `check` reports every bad
+variable at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from kservekit.errors import CannotStart
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_"
+
+    host: str = "0.0.0.0"  # noqa: S104 - as KServe listens; a pod's network is its own
+    """The address that REST and gRPC listen on; 127.0.0.1 on a machine that is not a pod."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """The largest body taken over REST; gRPC has KServe's --grpc_max_receive_message_length."""
+    server_timing: bool = False
+    """Whether answers say where their time went (Server-Timing)."""
+    revision: str = ""
+    """The value of the answers' kservekit-revision header where Knative's K_REVISION is not set."""
+    predictor_model: str = ""
+    """The predictor's name for the model, where it is not the name that the transformer serves it by."""
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_TRITON_"
+
+    url: str = "localhost:8001"
+    """Where Triton's gRPC port listens."""
+    model: str = ""
+    """Triton's name for the model, where it is not the served one."""
+    version: str = ""
+    """The version in Triton's repository; empty: Triton's version policy decides."""
+    timeout_s: float = 60.0
+    """Budget of one call; keep it below Knative's."""
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_ONNX_"
+
+    model_path: str = "/mnt/models/model.onnx"
+    """The model's file; KServe's storage initializer puts models into /mnt/models."""
+    threads: int = 0
+    """Threads of one inference; 0: ONNX Runtime's choice, a thread a core."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_IMAGE_"
+
+    size: int = 224
+    """The square that the model takes, in pixels a side."""
+    resize: int = 256
+    """The shorter side before the centre is cropped, in pixels."""
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    """Subtracted from each channel's 0 to 255 (default: ImageNet's statistics)."""
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    """Divides each channel afterwards."""
+    layout: str = "NCHW"
+    """NCHW or NHWC."""
+    labels: str = ""
+    """A text file with one label a line, in the model's class order."""
+    top: int = 5
+    """How many classes are answered."""
+    softmax: bool = True
+    """Whether the model answers logits, to be turned into probabilities."""
+    max_pixels: int = 50_000_000
+    """The largest picture decoded, in pixels; a small file can hold a huge one."""
+    max_images: int = 64
+    """The most pictures in one request."""
+
+
+ALL = (ServerSettings, TritonSettings, OnnxSettings, ImageSettings)
+
+NOT_IN_A_CLASS = ("KSERVEKIT_CACHE_DIR", "KSERVEKIT_TRITONSERVER", "KSERVEKIT_REQUIRE_SERVERS")
+"""Variables of kservekit.local, which each have one reader."""
+
+Settings = TypeVar("Settings")
+
+
+def read(settings: type[Settings], environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings as the environment has them; CannotStart names every variable that is wrong."""
+    values, wrong = _parse(settings, environ)
+    if wrong:
+        raise CannotStart("\n".join(wrong))
+    return settings(**values)
+
+
+def check(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """CannotStart for all bad variables together; returns a warning for each KSERVEKIT_* that nothing reads.
+
+    Only a warning, because Kubernetes puts such variables into a pod itself for a Service called kservekit-x.
+    """
+    wrong = [line for settings in ALL for line in _parse(settings, environ)[1]]
+    if wrong:
+        raise CannotStart("\n".join(wrong))
+    known = {variable(settings, field.name) for settings in ALL for field in dataclasses.fields(settings)}
+    known.update(NOT_IN_A_CLASS)
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith("KSERVEKIT_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            warnings.append(f"{name} is set and nothing reads it" + (f"; did you mean {close[0]}?" if close else ""))
+    return warnings
+
+
+def variable(settings: type[Any], field: str) -> str:
+    return f"{settings.prefix}{field.upper()}"
+
+
+def _parse(settings: type[Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    values, wrong = {}, []
+    types = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        name = variable(settings, field.name)
+        if name not in environ:
+            continue
+        parse, expected = _PARSERS[types[field.name]]
+        try:
+            values[field.name] = parse(environ[name].strip())
+        except ValueError:
+            wrong.append(f"{name} is {environ[name]!r}: expected {expected}, such as {_example(field.default)}")
+    return values, wrong
+
+
+def _boolean(text: str) -> bool:
+    found = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    try:
+        return found[text.lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+_PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    str: (str, "text"),
+    int: (_count, "a whole number"),
+    float: (_positive, "a number above 0"),
+    bool: (_boolean, "true or false"),
+    tuple[float, ...]: (_numbers, "numbers with commas between"),
+}
+
+
+def _example(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value)
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

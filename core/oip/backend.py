@@ -1,0 +1,78 @@
+"""The one seam between us and a server that infers: three calls, whatever the protocol behind them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from kservekit.codec.message import Answer, Request
+from kservekit.errors import CannotStart, ModelError
+from kservekit.tensors import ModelSpec
+
+log = logging.getLogger(__name__)
+
+FORWARDED_HEADERS = (
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "x-request-id",
+    "authorization",
+)
+"""W3C Trace Context and Baggage, B3, and who asks: these travel on to the backend; nothing is echoed."""
+
+
+class Backend(Protocol):
+    async def infer(self, request: Request) -> Answer:
+        """The answer of `request.model`; a ServingError for anything else."""
+        ...
+
+    async def ready(self, model: str, version: str = "") -> bool:
+        """Whether the model can answer now; False too where the server cannot be reached."""
+        ...
+
+    async def spec(self, model: str, version: str = "") -> ModelSpec:
+        """What the model takes and gives."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def connect(host: str, protocol: str = "grpc-v2", *, use_ssl: bool = False, timeout_s: float = 60.0) -> Backend:
+    """A client for `host` (`name`, `name:port`) in one of KServe's protocols: grpc-v2, v2 or v1.
+
+    Nothing is sent before the first call, so the server may come up later. CannotStart for a bad host.
+    """
+    if "://" in host or not host.strip():
+        raise CannotStart(f"the backend's host is {host!r}: expected name or name:port, without a scheme")
+    if protocol == "grpc-v2":
+        from kservekit.oip.grpc import GrpcBackend
+
+        return GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s)
+    base_url = f"{'https' if use_ssl else 'http'}://{host}"
+    if protocol == "v2":
+        from kservekit.oip.http import HttpBackend
+
+        return HttpBackend(base_url, timeout_s=timeout_s)
+    if protocol == "v1":
+        from kservekit.oip.http_v1 import HttpV1Backend
+
+        return HttpV1Backend(base_url, timeout_s=timeout_s)
+    raise CannotStart(f"the backend's protocol is {protocol!r}: expected grpc-v2, v2 or v1")
+
+
+def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
+
+
+def backend_failed(request: Request, original: str) -> ModelError:
+    """A neutral sentence for the caller; what the backend said (tracebacks, file paths) goes to our log."""
+    log.error("backend failed: model=%s id=%s: %s", request.model, request.id or "-", original)
+    named = f" (request id {request.id})" if request.id else ""
+    return ModelError(f"model {request.model!r} failed in its backend{named}; the server's log has the reason")

@@ -1,0 +1,94 @@
+"""Open Inference Protocol over gRPC, on one reused channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from kservekit import errors
+from kservekit.codec import grpc as codec
+from kservekit.codec.message import Answer, Request
+from kservekit.oip.backend import backend_failed, forwarded
+from kservekit.oip.triton_messages import messages, stubs
+from kservekit.tensors import ModelSpec
+
+_CHANNEL_OPTIONS = [
+    # The servers at both ends limit what they take; the client adds no third limit.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A backend that is restarted is found again within a second, not after gRPC's two minutes.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+
+
+class GrpcBackend:
+    """`timeout_s` is the budget of one call. Nothing connects before the first call, which makes the channel."""
+
+    def __init__(self, host: str, *, use_ssl: bool = False, timeout_s: float = 60.0) -> None:
+        self.host = host if ":" in host else f"{host}:{443 if use_ssl else 80}"
+        self.use_ssl = use_ssl
+        self.timeout_s = timeout_s
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    def stub(self) -> Any:
+        """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend."""
+        if self._stub is None:  # a grpc.aio channel belongs to the loop that it was made on
+            if self.use_ssl:
+                self._channel = grpc.aio.secure_channel(self.host, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+            else:
+                self._channel = grpc.aio.insecure_channel(self.host, _CHANNEL_OPTIONS)
+            self._stub = stubs.GRPCInferenceServiceStub(self._channel)
+        return self._stub
+
+    async def infer(self, request: Request) -> Answer:
+        message = codec.encode_request(request, messages)
+        metadata = tuple(forwarded(request.headers).items())
+        try:
+            reply = await self.stub().ModelInfer(message, timeout=self.timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error, request) from error
+        try:
+            return codec.decode_answer(reply)
+        except errors.InvalidInput as error:
+            raise backend_failed(request, f"malformed answer: {error}") from error
+
+    async def ready(self, model: str, version: str = "") -> bool:
+        try:
+            reply = await self.stub().ModelReady(
+                messages.ModelReadyRequest(name=model, version=version), timeout=min(self.timeout_s, 5.0)
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.ready)
+
+    async def spec(self, model: str, version: str = "") -> ModelSpec:
+        try:
+            reply = await self.stub().ModelMetadata(
+                messages.ModelMetadataRequest(name=model, version=version), timeout=self.timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error, Request({}, model=model)) from error
+        return codec.decode_metadata(reply)
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = self._stub = None
+
+    def _translate(self, error: grpc.aio.AioRpcError, request: Request) -> errors.ServingError:
+        trailing = {key: value for key, value in (error.trailing_metadata() or ()) if isinstance(value, str)}
+        name = trailing.get(errors.ERROR_HEADER)
+        details = error.details() or ""
+        found = errors.from_grpc(error.code().name, details, name=name, retry_after=trailing.get("retry-after"))
+        if isinstance(found, errors.DeadlineExceeded) and name is None:
+            return errors.DeadlineExceeded(f"model {request.model!r} gave no answer within {self.timeout_s:g} s")
+        if isinstance(found, errors.Unavailable) and name is None:
+            # gRPC's own text for this names the address that could not be reached.
+            return errors.Unavailable(f"the backend of model {request.model!r} cannot be reached", retry_after=1)
+        if isinstance(found, errors.ModelError):
+            return backend_failed(request, f"{error.code().name}: {details}")
+        return found

@@ -1,0 +1,114 @@
+"""Open Inference Protocol over HTTP, with binary tensors, on a pool of kept connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from kservekit import errors
+from kservekit.codec import rest_v2
+from kservekit.codec.json_values import loads
+from kservekit.codec.message import Answer, Request
+from kservekit.oip.backend import backend_failed, forwarded
+from kservekit.tensors import ModelSpec, TensorSpec
+
+
+class HttpBackend:
+    """`timeout_s` is the budget of one call. Nothing connects before the first call."""
+
+    def __init__(self, base_url: str, *, timeout_s: float = 60.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def infer(self, request: Request) -> Answer:
+        parts, json_length = rest_v2.encode_request(request)
+        headers = {"content-type": "application/json"}
+        if json_length is not None:
+            headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}
+        path = f"{self._path(request.model, request.version)}/infer"
+        reply_headers, body = await self.call("POST", path, request, parts, headers)
+        try:
+            return rest_v2.decode_answer(body, reply_headers.get(rest_v2.JSON_LENGTH_HEADER))
+        except errors.InvalidInput as error:
+            raise backend_failed(request, f"malformed answer: {error}") from error
+
+    async def ready(self, model: str, version: str = "") -> bool:
+        return await self.answers(f"{self._path(model, version)}/ready", model)
+
+    async def spec(self, model: str, version: str = "") -> ModelSpec:
+        request = Request({}, model=model, version=version)
+        _, body = await self.call("GET", self._path(model, version), request)
+        try:
+            found = loads(body)
+            specs = [
+                tuple(TensorSpec(item["name"], item["datatype"], tuple(map(int, item["shape"]))) for item in found[key])
+                for key in ("inputs", "outputs")
+            ]
+            return ModelSpec(specs[0], specs[1], found.get("platform", ""), tuple(found.get("versions") or ()))
+        except (errors.InvalidInput, KeyError, TypeError, ValueError) as error:
+            raise backend_failed(request, f"malformed metadata: {error!r}") from error
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def answers(self, path: str, model: str) -> bool:
+        """Whether a GET is answered with 200."""
+        try:
+            await self.call("GET", path, Request({}, model=model), timeout_s=min(self.timeout_s, 5.0))
+        except errors.ServingError:
+            return False
+        return True
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        request: Request,
+        parts: list[Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> tuple[Mapping[str, str], bytes]:
+        """One exchange: the answer's headers and body, or the ServingError that it stands for."""
+        timeout_s = timeout_s or self.timeout_s
+        if self._session is None:  # belongs to the loop that it was made on
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        try:
+            async with self._session.request(
+                method,
+                self.base_url + path,
+                data=b"".join(parts) if parts else None,
+                headers={**forwarded(request.headers), **(headers or {})},
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as reply:
+                body = await reply.read()
+                if reply.status == 200:
+                    return reply.headers, body
+        except asyncio.TimeoutError:
+            raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer within {timeout_s:g} s") from None
+        except aiohttp.ClientError as error:
+            raise errors.Unavailable(
+                f"the backend of model {request.model!r} cannot be reached", retry_after=1
+            ) from error
+        found = errors.from_http(reply.status, _message(body), retry_after=reply.headers.get("retry-after"))
+        if isinstance(found, errors.ModelError):
+            raise backend_failed(request, f"HTTP {reply.status}: {found.message}")
+        raise found
+
+    def _path(self, model: str, version: str) -> str:
+        return f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
+
+
+def _message(body: bytes) -> str:
+    """What the backend says is wrong: `{"error": ...}`, or the body's beginning."""
+    try:
+        return str(loads(body)["error"])
+    except (errors.InvalidInput, KeyError, TypeError):
+        return body[:300].decode("utf-8", "replace")

@@ -1,0 +1,32 @@
+"""KServe's v1 protocol, for predictors that speak nothing else; it carries every tensor as JSON."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from kservekit import errors
+from kservekit.codec import rest_v1
+from kservekit.codec.message import Answer, Request
+from kservekit.oip.backend import backend_failed
+from kservekit.oip.http import HttpBackend
+from kservekit.tensors import ModelSpec
+
+
+class HttpV1Backend(HttpBackend):
+    async def infer(self, request: Request) -> Answer:
+        parts = [rest_v1.encode_request(request.tensors)]
+        path = f"/v1/models/{quote(request.model, safe='')}:predict"
+        _, body = await self.call("POST", path, request, parts, {"content-type": "application/json"})
+        try:
+            answer = rest_v1.decode_answer(body)
+        except errors.InvalidInput as error:
+            raise backend_failed(request, f"malformed answer: {error}") from error
+        answer.model, answer.id = request.model, request.id
+        return answer
+
+    async def ready(self, model: str, version: str = "") -> bool:
+        return await self.answers(f"/v1/models/{quote(model, safe='')}", model)
+
+    async def spec(self, model: str, version: str = "") -> ModelSpec:
+        """v1 has no metadata: nothing is declared."""
+        return ModelSpec()

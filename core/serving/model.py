@@ -1,0 +1,190 @@
+"""What users subclass: Predictor and Transformer, KServe models that take named arrays and give named arrays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import kserve
+from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
+
+from kservekit import config
+from kservekit.codec.message import Answer, Request
+from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound
+from kservekit.oip import Backend, connect
+from kservekit.serving import kserve_types
+from kservekit.telemetry.timing import stage
+from kservekit.tensors import ModelSpec, Tensors, TensorSpec, check_outputs
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Tensors], Tensors | Awaitable[Tensors]]
+
+_current: contextvars.ContextVar[Request] = contextvars.ContextVar("kservekit_request")
+
+
+def current_request() -> Request:
+    """The request that a handler is working for: its id, headers, parameters. LookupError outside of one."""
+    return _current.get()
+
+
+class ArrayModel(kserve.Model):
+    """The shared half of Predictor and Transformer.
+
+    Under our server `answer` is called with arrays. Under a stock kserve.ModelServer KServe's own
+    `predict` hook is, and turns KServe's payload into the same call.
+    """
+
+    inputs: Sequence[TensorSpec] = ()
+    """What the model takes; requests are checked against it, and v1 values cast to it. Empty: not declared."""
+    outputs: Sequence[TensorSpec] = ()
+    """What the model gives, as its metadata says it."""
+
+    def __init__(self, name: str = "model") -> None:
+        super().__init__(name)
+
+    async def spec(self) -> ModelSpec:
+        return ModelSpec(tuple(self.inputs), tuple(self.outputs))
+
+    async def answer(self, request: Request) -> Answer:
+        """The named arrays for a request; a ServingError for anything else."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Called once, after the last request."""
+
+    async def predict(
+        self, payload: Any, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
+    ) -> Any:
+        """KServe's hook: a v1 dict in and out, or KServe's InferRequest and InferResponse."""
+        with kserve_types.translated_errors():
+            spec = await self.spec()
+            request = kserve_types.request_from(payload, spec, headers or {})
+            request.model = self.name
+            answer = (await self.answer(request)).only(request.outputs)
+            return kserve_types.result_from(answer, payload, spec)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return [spec.as_metadata() for spec in self.inputs]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        return [spec.as_metadata() for spec in self.outputs]
+
+    async def _run(self, handler: Handler, request: Request, tensors: Tensors) -> Tensors:
+        """A user's handler: a coroutine on the loop, a plain function in the pool, so that probes never wait."""
+        token = _current.set(request)
+        try:
+            if inspect.iscoroutinefunction(handler):
+                outputs = await handler(tensors)
+            else:
+                outputs = await asyncio.to_thread(handler, tensors)
+            return check_outputs(outputs, f"{type(self).__name__}.{getattr(handler, '__name__', 'handler')}")
+        except KServeKitError:
+            raise
+        except Exception as error:
+            log.exception("model failed: model=%s id=%s", self.name, request.id or "-")
+            named = f" (request id {request.id})" if request.id else ""
+            raise ModelError(f"model {self.name!r} failed{named}; the server's log has the reason") from error
+        finally:
+            _current.reset(token)
+
+
+class Predictor(ArrayModel):
+    """A KServe predictor. Write `infer`; a plain `def` runs in a thread pool, an `async def` on the event loop.
+
+    `load` (KServe's) may be written too: it runs in a thread before the model is ready.
+    """
+
+    version = "1"
+    """The one version that is served; a request may leave it out."""
+
+    def infer(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
+        """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
+        raise NotImplementedError(f"{type(self).__name__} has no infer(self, tensors)")
+
+    async def answer(self, request: Request) -> Answer:
+        spec = await self.spec()
+        versions = spec.versions or (self.version,)
+        if request.version and request.version not in versions:
+            raise ModelNotFound(f"model {self.name!r} has no version {request.version!r}: it has {', '.join(versions)}")
+        spec.check_inputs(request.tensors)
+        with stage("infer"), PREDICT_HIST_TIME.labels(**get_labels(self.name)).time():
+            outputs = await self._run(self.infer, request, request.tensors)
+        return Answer(outputs, model=self.name, version=request.version or versions[-1], id=request.id)
+
+
+class Transformer(ArrayModel):
+    """A KServe transformer. Write `to_tensors` (request to model inputs) and `from_tensors` (outputs to answer).
+
+    The predictor is the one that KServe's flags name (--predictor_host, --predictor_protocol), or
+    `backend` where it is set by hand. Errors of the predictor pass through with their status.
+    """
+
+    def __init__(self, name: str = "model", *, backend: Backend | None = None, predictor_model: str = "") -> None:
+        super().__init__(name)
+        self._backend = backend
+        self.predictor_model = predictor_model or config.read(config.ServerSettings).predictor_model or name
+
+    def to_tensors(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
+        """The request's arrays to the predictor's inputs."""
+        return tensors
+
+    def from_tensors(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
+        """The predictor's outputs to the answer's arrays."""
+        return tensors
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            found = self.predictor_config
+            if found is None or not found.predictor_host:
+                raise CannotStart(
+                    f"transformer {self.name!r} has no predictor: give --predictor_host name[:port] "
+                    "and --predictor_protocol grpc-v2, v2 or v1 (KServe injects the first, not the second)"
+                )
+            self._backend = connect(
+                found.predictor_host,
+                found.predictor_protocol,
+                use_ssl=found.predictor_use_ssl,
+                timeout_s=float(found.predictor_request_timeout_seconds),
+            )
+        return self._backend
+
+    async def predictor_ready(self) -> bool:
+        return await self.backend.ready(self.predictor_model)
+
+    async def answer(self, request: Request) -> Answer:
+        labels = get_labels(self.name)
+        (await self.spec()).check_inputs(request.tensors)
+        with stage("to_tensors"), PRE_HIST_TIME.labels(**labels).time():
+            tensors = await self._run(self.to_tensors, request, request.tensors)
+        # Which outputs were asked for is said of the transformer's, so the predictor gives all of its own.
+        hop = dataclasses.replace(request, tensors=tensors, model=self.predictor_model, outputs={})
+        with stage("predictor"), PREDICT_HIST_TIME.labels(**labels).time():
+            answer = await self.backend.infer(hop)
+        with stage("from_tensors"), POST_HIST_TIME.labels(**labels).time():
+            outputs = await self._run(self.from_tensors, request, answer.tensors)
+        return Answer(outputs, model=self.name, version=answer.version, id=request.id)
+
+    async def close(self) -> None:
+        if self._backend is not None:
+            await self._backend.close()
+
+
+def hooks_are_ours(model: kserve.Model) -> bool:
+    """Whether nobody overrode KServe's hooks, so that arrays may go to `answer` directly."""
+    if not isinstance(model, ArrayModel):
+        return False
+    theirs: Mapping[str, Any] = vars(kserve.Model)
+    kind = type(model)
+    return (
+        kind.predict is ArrayModel.predict
+        and kind.preprocess is theirs["preprocess"]
+        and kind.postprocess is theirs["postprocess"]
+        and kind.__call__ is theirs["__call__"]
+    )

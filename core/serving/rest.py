@@ -1,0 +1,198 @@
+"""REST: KServe's v1 and the Open Inference Protocol's v2 routes as one ASGI application."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import kserve
+from prometheus_client import REGISTRY, exposition
+
+from kservekit.codec import rest_v1, rest_v2
+from kservekit.codec.json_values import dumps, loads
+from kservekit.codec.message import Request
+from kservekit.config import ServerSettings
+from kservekit.errors import (
+    Cancelled,
+    InvalidInput,
+    KServeKitError,
+    ModelError,
+    PayloadTooLarge,
+    ServingError,
+    Unavailable,
+    UnsupportedMedia,
+)
+from kservekit.serving.dataplane import DataPlane
+from kservekit.telemetry import timing
+
+log = logging.getLogger(__name__)
+
+Headers = dict[str, str]
+Reply = tuple[int, Headers, bytes]
+
+_JSON = {"content-type": "application/json"}
+_VERSION = r"(?:/versions/(?P<version>[^/]+))?"
+_NAME = r"(?P<name>[^/:]+)"
+
+
+class RestApp:
+    """`revision` is what each answer's kservekit-revision header says, so that a canary can be told from its stable."""
+
+    def __init__(self, dataplane: DataPlane, settings: ServerSettings, revision: str) -> None:
+        self.dataplane = dataplane
+        self.settings = settings
+        self.revision = revision
+        self.routes: list[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]]] = [
+            (method, re.compile(path), handler)
+            for method, path, handler in (
+                ("POST", rf"/v2/models/{_NAME}{_VERSION}/infer", self.infer_v2),
+                ("POST", rf"/v1/models/{_NAME}:predict", self.predict_v1),
+                ("GET", r"/v2/health/live", self.live),
+                ("GET", r"/v2/health/ready", self.ready),
+                ("GET", rf"/v2/models/{_NAME}{_VERSION}/ready", self.model_ready),
+                ("GET", rf"/v1/models/{_NAME}", self.model_ready),
+                ("GET", r"/metrics", self.metrics),
+                ("GET", rf"/v2/models/{_NAME}{_VERSION}", self.metadata),
+                ("GET", r"/v[12]/models", self.models),
+                ("GET", r"/v2", self.server),
+                ("GET", r"/", self.alive),
+            )
+        ]
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        with timing.measured() as stages:
+            try:
+                with timing.stage("total"):
+                    status, headers, body = await self._reply(scope, receive)
+            except ServingError as error:
+                status, headers, body = error_reply(error)
+            except Exception:
+                log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
+                status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
+        headers["kservekit-revision"] = self.revision
+        if self.settings.server_timing:
+            headers["server-timing"] = timing.as_header(stages)
+        headers["content-length"] = str(len(body))
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _reply(self, scope: dict[str, Any], receive: Any) -> Reply:
+        # KServe's paths end without a slash; one too many is harmless. raw_path keeps %2F apart from /.
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").split("?")[0].rstrip("/") or "/"
+        methods = set()
+        for method, pattern, handler in self.routes:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            methods.add(method)
+            if method == scope["method"] or (method == "GET" and scope["method"] == "HEAD"):
+                arguments = {key: unquote(value or "") for key, value in match.groupdict().items()}
+                if method == "POST":
+                    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+                    arguments |= {"headers": headers, "body": await self._body(headers, receive)}
+                return await handler(**arguments)
+        if methods:
+            allow = ", ".join(sorted(methods))
+            text = f"{scope['method']} is not for {path[:200]}: expected {allow}"
+            return 405, _JSON | {"allow": allow}, dumps({"error": text})
+        return 404, dict(_JSON), dumps({"error": f"no such path: {path[:200]}; look at /v2/models for what is served"})
+
+    async def _body(self, headers: Headers, receive: Any) -> bytes | bytearray:
+        """The whole body; refused before it is read where it says that it is too large, and while it is."""
+        limit = self.settings.max_body_bytes
+        too_large = PayloadTooLarge(f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)")
+        encoding = headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise UnsupportedMedia(f"the body is encoded as {encoding[:40]!r}: expected none")
+        if int(headers.get("content-length", 0)) > limit:
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Cancelled("the caller went away before its request was whole")
+            if len(body) + len(message.get("body", b"")) > limit:
+                raise too_large
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                return body
+
+    async def infer_v2(self, name: str, version: str, headers: Headers, body: bytes) -> Reply:
+        self.dataplane.model(name)
+        with timing.stage("read"):
+            request = rest_v2.decode_request(body, headers.get(rest_v2.JSON_LENGTH_HEADER))
+        request.model, request.version, request.headers = name, version, headers
+        answer = await self.dataplane.infer(request)
+        with timing.stage("write"):
+            parts, json_length = rest_v2.encode_answer(answer, request, await self.dataplane.spec(name))
+            written = b"".join(parts)
+        if json_length is None:
+            return 200, dict(_JSON), written
+        return 200, {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}, written
+
+    async def predict_v1(self, name: str, headers: Headers, body: bytes) -> Reply:
+        if not self.dataplane.takes_arrays(name):
+            request = Request({}, model=name, headers=headers)
+            return 200, dict(_JSON), dumps(await self.dataplane.predict_v1(loads(body), request))
+        spec = await self.dataplane.spec(name)
+        with timing.stage("read"):
+            request = rest_v1.decode_request(body, spec)
+        request.model, request.headers = name, headers
+        answer = await self.dataplane.infer(request)
+        with timing.stage("write"):
+            written = rest_v1.encode_answer(answer, spec)
+        return 200, dict(_JSON), written
+
+    async def metadata(self, name: str, version: str) -> Reply:
+        found = await self.dataplane.metadata(name)
+        if version and found["versions"] and version not in found["versions"]:
+            raise InvalidInput(f"model {name!r} has no version {version!r}: it has {', '.join(found['versions'])}")
+        return 200, dict(_JSON), dumps(found)
+
+    async def model_ready(self, name: str, version: str = "") -> Reply:
+        if not await self.dataplane.model_ready(name):
+            raise Unavailable(f"model {name!r} is not ready", retry_after=1)
+        return 200, dict(_JSON), dumps({"name": name, "ready": True})
+
+    async def models(self) -> Reply:
+        return 200, dict(_JSON), dumps({"models": self.dataplane.names()})
+
+    async def alive(self) -> Reply:
+        return 200, dict(_JSON), dumps({"status": "alive"})
+
+    async def live(self) -> Reply:
+        return 200, dict(_JSON), dumps({"live": True})
+
+    async def ready(self) -> Reply:
+        if not await self.dataplane.ready():
+            raise Unavailable("the server is not ready: a model is not loaded, or its backend is not there", retry_after=1)
+        return 200, dict(_JSON), dumps({"ready": True})
+
+    async def server(self) -> Reply:
+        return 200, dict(_JSON), dumps(server_metadata())
+
+    async def metrics(self) -> Reply:
+        encoder, content_type = exposition.choose_encoder("")
+        return 200, {"content-type": content_type}, encoder(REGISTRY)
+
+
+def server_metadata() -> dict[str, Any]:
+    return {"name": "kservekit", "version": kserve.__version__, "extensions": ["binary_tensor_data"]}
+
+
+def error_reply(error: KServeKitError) -> Reply:
+    """`{"error": ...}` with the error's status, and Retry-After where it has one."""
+    status = error.http if isinstance(error, ServingError) else 500
+    headers = dict(_JSON)
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["retry-after"] = f"{retry_after:g}"
+    if status == 413:
+        headers["connection"] = "close"  # the rest of the body is still on its way
+    return status, headers, dumps({"error": str(error)})

@@ -1,0 +1,132 @@
+"""Named arrays, the datatypes that the Open Inference Protocol has for them, and what a model says it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from kservekit.errors import InvalidInput, ModelError
+
+Tensors = dict[str, np.ndarray]
+"""Named arrays in, named arrays out. A BYTES tensor is an array of dtype object that holds `bytes`."""
+
+DATATYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+"""Open Inference Protocol, "Tensor Data Types", and Triton's BF16."""
+
+_DATATYPE_OF = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def numpy_dtype(datatype: str, label: str) -> np.dtype:
+    """The NumPy dtype of a protocol datatype; InvalidInput names `label` where there is none."""
+    try:
+        return DATATYPES[datatype]
+    except (KeyError, TypeError):
+        raise InvalidInput(f"{label} has datatype {datatype!r}: expected one of {', '.join(DATATYPES)}") from None
+
+
+def datatype_of(array: np.ndarray, label: str) -> str:
+    """The protocol's datatype for an array; ModelError names `label` where there is none (complex, datetime)."""
+    if array.dtype.kind in "US":
+        return "BYTES"
+    try:
+        return _DATATYPE_OF[array.dtype.newbyteorder("=")]
+    except KeyError:
+        raise ModelError(f"{label} is an array of {array.dtype}, which the protocol has no datatype for") from None
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """An array of text or bytes, of any dtype that NumPy has for them, as dtype object holding `bytes`."""
+    values = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+    result = np.empty(len(values), dtype=np.object_)
+    result[:] = values
+    return result.reshape(array.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output that a model declares."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    """-1 stands for any size; the first dimension is the batch's, where there is one."""
+    content_type: str = ""
+    """`base64` where a BYTES tensor is not text, so that JSON carries it as base64."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if self.datatype not in DATATYPES:
+            raise ValueError(f"{self.name!r} has datatype {self.datatype!r}: expected one of {', '.join(DATATYPES)}")
+
+    def fits(self, shape: Iterable[int]) -> bool:
+        shape = tuple(shape)
+        return len(shape) == len(self.shape) and all(want in (-1, got) for want, got in zip(self.shape, shape, strict=True))
+
+    def as_metadata(self) -> dict[str, object]:
+        """The form that the protocol's model metadata has."""
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model takes and gives. Nothing declared means that nothing is checked."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    platform: str = ""
+    versions: tuple[str, ...] = ()
+
+    def input(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def output(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
+    def check_inputs(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """InvalidInput where a name, datatype or shape is not the declared one."""
+        if not self.inputs:
+            return
+        declared = {spec.name: spec for spec in self.inputs}
+        for name, array in tensors.items():
+            spec = declared.get(name)
+            if spec is None:
+                raise InvalidInput(f"unknown input {name!r}: this model takes {', '.join(map(repr, declared))}")
+            datatype = datatype_of(array, f"input {name!r}")
+            if datatype != spec.datatype:
+                raise InvalidInput(f"input {name!r} is {datatype}: this model takes {spec.datatype}")
+            if not spec.fits(array.shape):
+                raise InvalidInput(f"input {name!r} has shape {list(array.shape)}: this model takes {list(spec.shape)}")
+        missing = declared.keys() - tensors.keys()
+        if missing:
+            raise InvalidInput(f"missing input {', '.join(map(repr, sorted(missing)))}")
+
+
+def check_outputs(outputs: object, where: str) -> Tensors:
+    """What a handler returned, if it is named arrays; ModelError says what it is instead."""
+    if not isinstance(outputs, Mapping):
+        raise ModelError(f"{where} returned {type(outputs).__name__}: expected a dict of names and arrays")
+    tensors: Tensors = {}
+    for name, value in outputs.items():
+        array = np.asarray(value)
+        if datatype_of(array, f"output {name!r} of {where}") == "BYTES":
+            array = as_bytes(array)
+        tensors[str(name)] = array
+    return tensors

@@ -1,0 +1,35 @@
+"""Where kservekit keeps what it can make again: installed servers, downloaded models, logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kservekit.errors import CannotStart
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """KSERVEKIT_CACHE_DIR, else XDG_CACHE_HOME/kservekit, else ~/.cache/kservekit; it exists and can be written."""
+    folder = _chosen(os.environ if environ is None else environ)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"the cache folder {folder} cannot be created: {error.strerror}; {_WAY_OUT}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CannotStart(f"the cache folder {folder} cannot be written; {_WAY_OUT}")
+    return folder
+
+
+def _chosen(environ: Mapping[str, str]) -> Path:
+    try:
+        if own := environ.get("KSERVEKIT_CACHE_DIR"):
+            return Path(own).expanduser().absolute()
+        shared = environ.get("XDG_CACHE_HOME", "")
+        # The XDG specification wants a relative path here to be ignored.
+        return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "kservekit"
+    except RuntimeError:
+        raise CannotStart(f"this user has no home folder to keep a cache in; {_WAY_OUT}") from None
+
+
+_WAY_OUT = "set KSERVEKIT_CACHE_DIR to a folder that can be written"

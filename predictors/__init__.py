@@ -1,0 +1,1 @@
+"""KServe predictors: KServe in front, an engine behind."""
