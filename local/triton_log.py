@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# What Triton 2.51 writes, and the sentence it means; the general ones come last and count only if alone.
+# What Triton 2.51 writes, and the sentence it means; the general one counts only if alone.
 _PARTICULAR = (
     (r"\"failed to load '(.+?)' version (\d+): (.*?)\"?$", "the model {0} (version {1}) failed to load: {2}"),
     (r"\"failed to load model '(.+?)': (.*?)\"?$", "the model {0} failed to load: {1}"),
@@ -14,10 +14,7 @@ _PARTICULAR = (
     (r"(unrecognized option .*|option .* requires an argument)$", "it refuses its command line: {0}"),
     (r"error while loading shared libraries: (\S+?): (.*)$", "the library {0} cannot be loaded: {1}"),
 )
-_GENERAL = (
-    (r"^error: creating server: (?:\w+ - )?(.*)$", "{0}"),
-    (r"^(Failed to .*|[Ee]rror: .*)$", "{0}"),
-)
+_GENERAL = ((r"^error: creating server: (?:\w+ - )?(.*)$", "{0}"),)
 _TAKEN = re.compile(r"Socket '.*?:(\d+)' already in use")
 # Tables, the options' help, our own first line, and what every start and end without a GPU writes.
 _NOISE = re.compile(

@@ -310,7 +310,8 @@ def test_the_lock_stays_with_a_pip_whose_owner_was_killed(tmp_path: Path) -> Non
         "from kservekit.local.triton_host import Interpreter\n"
         "from kservekit.local.triton_install import ensure_environment\n"
         "python, root = map(Path, sys.argv[1:])\n"
-        "ensure_environment(root, lambda: Interpreter(python, '3.11', root), progress=print, free_bytes=lambda _: 2**40)\n"
+        "chosen = Interpreter(python, '3.11', root)\n"
+        "ensure_environment(root, lambda: chosen, progress=print, free_bytes=lambda _: 2**40)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(python), str(tmp_path)])
     pid_file = tmp_path / "triton-0.7.0-py311.pid"
@@ -351,7 +352,10 @@ def test_a_failing_pip_is_told_with_its_last_lines_and_its_downloads_on_the_way(
         f'#!/bin/sh\nmkdir -p "$4/bin"; cat > "$4/bin/python" <<"END"\n{pip}END\nchmod +x "$4/bin/python"\n',
     )
     said: list[str] = []
-    with pytest.raises(TritonUnavailable, match=r"pip install .* ended with 1; let pip reach an index") as refusal:
-        install_wheels(Interpreter(python, "3.11", tmp_path), tmp_path / "new", said.append, os.open(os.devnull, 0))
+    with (
+        (tmp_path / "lock").open("w") as lock,
+        pytest.raises(TritonUnavailable, match=r"pip install .* ended with 1; let pip reach an index") as refusal,
+    ):
+        install_wheels(Interpreter(python, "3.11", tmp_path), tmp_path / "new", said.append, lock.fileno())
     assert str(refusal.value).splitlines()[-1] == "  ERROR: No matching distribution"
     assert said == ["pip: Downloading nvidia_pytriton.whl (55 MB)"]

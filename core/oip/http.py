@@ -18,15 +18,19 @@ from kservekit.tensors import ModelSpec, TensorSpec
 
 
 class HttpBackend:
-    """`timeout_s` is the budget of one call. Nothing connects before the first call."""
+    """`timeout_s` is the budget of one call. Nothing connects before the first call.
 
-    def __init__(self, base_url: str, *, timeout_s: float = 60.0) -> None:
+    `binary` says whether tensors travel as binary, in and out, or as JSON.
+    """
+
+    def __init__(self, base_url: str, *, timeout_s: float = 60.0, binary: bool = True) -> None:
+        self.binary = binary
         self.base_url = base_url.rstrip("/")
         self.timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
     async def infer(self, request: Request) -> Answer:
-        parts, json_length = rest_v2.encode_request(request)
+        parts, json_length = rest_v2.encode_request(request, binary=self.binary, binary_answer=self.binary)
         headers = {"content-type": "application/json"}
         if json_length is not None:
             headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}

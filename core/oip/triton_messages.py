@@ -44,13 +44,13 @@ def _private_pool() -> Iterator[None]:
             builder._sym_db = symbols  # type: ignore[attr-defined]
 
 
-def _import() -> tuple[Any, Any]:
+def _import() -> tuple[Any, Any, Any]:
     already = sys.modules.get(f"{_TRITON}.service_pb2")
     if already is None:
         with _private_pool():
-            from tritonclient.grpc import service_pb2, service_pb2_grpc
+            from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
     else:
-        from tritonclient.grpc import service_pb2, service_pb2_grpc
+        from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
     if service_pb2.DESCRIPTOR.pool is descriptor_pool.Default():
         if already is not None:
             raise ImportError(
@@ -62,8 +62,8 @@ def _import() -> tuple[Any, Any]:
             f"protobuf ({api_implementation.Type()}) cannot keep them apart from KServe's (kserve#3099); "
             "install protobuf>=6.33,<7 and unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
         )
-    return service_pb2, service_pb2_grpc
+    return service_pb2, service_pb2_grpc, model_config_pb2
 
 
-messages, stubs = _import()
-"""tritonclient's service_pb2 and service_pb2_grpc."""
+messages, stubs, model_config = _import()
+"""tritonclient's service_pb2, service_pb2_grpc and model_config_pb2."""

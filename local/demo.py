@@ -1,0 +1,291 @@
+"""The main job on this machine: a photograph through a transformer, a predictor and Triton, over every wire."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kservekit.codec import rest_v2
+from kservekit.codec.message import Answer, Request
+from kservekit.errors import CannotStart
+from kservekit.local import demo_report, photos
+from kservekit.local.cache import cache_folder
+from kservekit.local.process import GuardedProcess
+from kservekit.local.triton import HOST, TritonServer, reserved_ports
+from kservekit.local.triton_install import TritonUnavailable
+from kservekit.oip import Backend
+from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.http import HttpBackend
+from kservekit.oip.http_v1 import HttpV1Backend
+from kservekit.oip.triton_messages import messages
+from kservekit.predictors.repository import ONNX_IN_TRITON, write_model
+from kservekit.tensors import ModelSpec, TensorSpec
+
+MODEL = "photo"
+REPEATS = 5
+START_TIMEOUT_S = 60.0
+
+PHOTO_MODEL = ModelSpec(
+    (TensorSpec("image", "FP32", (-1, 3, photos.SIZE, photos.SIZE)),), (TensorSpec("logits", "FP32", (-1, 1000)),)
+)
+
+
+@dataclass
+class Service:
+    """The three processes of a cluster's InferenceService, or two where the engine is in the predictor."""
+
+    engine: str
+    processes: dict[str, GuardedProcess]
+    triton: TritonServer | None
+    transformer_http: str
+    transformer_grpc: str
+    predictor_http: str
+
+    def check_alive(self) -> None:
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise CannotStart(f"the {name} ended with code {process.poll()}; its log says:\n{process.log_tail()}")
+
+
+def run(*, keep: bool = False, engine: str = "auto", say: Callable[[str], None] | None = None) -> int:
+    """The exit code: 0 if every wire answered, all agreed, and each photograph got a class that is right for it."""
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    started = time.monotonic()
+    say("[1/4] the model and the photographs")
+    material = photos.prepare(cache_folder() / "demo", say)
+    with _service(material, engine, say) as service:
+        say("[4/4] the photographs, over every wire")
+        report = asyncio.run(_exercise(service, material))
+        report.took_s = time.monotonic() - started
+        print(demo_report.screen(report), flush=True)  # noqa: T201
+        if keep:
+            _wait_for_ctrl_c(service, say)
+    return 0 if report.right else 1
+
+
+@contextmanager
+def _service(material: photos.PhotoDemo, engine: str, say: Callable[[str], None]) -> Iterator[Service]:
+    with ExitStack() as stack:
+        triton = _triton(material, engine, say, stack) if engine != "onnx" else None
+        say("[3/4] the predictor and the transformer, as the processes that they are in a cluster")
+        names = ("transformer_http", "transformer_grpc", "predictor_http", "predictor_grpc")
+        with reserved_ports(dict.fromkeys(names)) as ports:
+            pass
+        common = {"KSERVEKIT_HOST": HOST, "KSERVEKIT_SERVER_TIMING": "true"}
+        if triton is not None:
+            target = "kservekit.predictors.triton:TritonPredictor"
+            settings = {"KSERVEKIT_TRITON_URL": triton.grpc_url}
+        else:
+            target = "kservekit.predictors.onnx:OnnxPredictor"
+            settings = {"KSERVEKIT_ONNX_MODEL_PATH": str(material.model)}
+        predictor = _server(
+            "predictor", target, common | settings, ports["predictor_http"], ports["predictor_grpc"]
+        )
+        transformer = _server(
+            "transformer",
+            "kservekit.transformers.image:ImageTransformer",
+            common | _image_settings(material),
+            ports["transformer_http"],
+            ports["transformer_grpc"],
+            f"--predictor_host={HOST}:{ports['predictor_grpc']}",
+            "--predictor_protocol=grpc-v2",  # KServe does not inject it: a manifest has to say it
+            "--enable_predictor_health_check",
+        )
+        for process in (predictor, transformer):
+            stack.enter_context(process)
+        service = Service(
+            triton.where if triton else "ONNX Runtime in the predictor's process",
+            {"predictor": predictor, "transformer": transformer},
+            triton,
+            f"{HOST}:{ports['transformer_http']}",
+            f"{HOST}:{ports['transformer_grpc']}",
+            f"{HOST}:{ports['predictor_http']}",
+        )
+        _wait_until_ready(service)
+        yield service
+
+
+def _triton(
+    material: photos.PhotoDemo, engine: str, say: Callable[[str], None], stack: ExitStack
+) -> TritonServer | None:
+    say("[2/4] Triton")
+    repository = cache_folder() / "demo" / "repository"
+    files = {"model.py": ONNX_IN_TRITON, "model.onnx": material.model}
+    write_model(repository, MODEL, PHOTO_MODEL, files, max_batch_size=8)
+    try:
+        return stack.enter_context(TritonServer(repository, progress=lambda line: say(f"      {line}")))
+    except TritonUnavailable as error:
+        if engine == "triton":
+            raise
+        say(f"      {error}\n      so ONNX Runtime serves the same model in the predictor's process")
+        return None
+
+
+def _server(
+    role: str, target: str, settings: Mapping[str, str], http_port: int, grpc_port: int, *flags: str
+) -> GuardedProcess:
+    return GuardedProcess(
+        [
+            *(sys.executable, "-m", "kservekit.cli", "serve", target),
+            *(f"--model_name={MODEL}", f"--http_port={http_port}", f"--grpc_port={grpc_port}"),
+            *flags,
+        ],
+        # Settings of the caller's own would make this another demo.
+        env={name: value for name, value in os.environ.items() if not name.startswith("KSERVEKIT_")} | settings,
+        log=cache_folder() / "logs" / f"demo-{role}-{os.getpid()}.log",
+    )
+
+
+def _image_settings(material: photos.PhotoDemo) -> dict[str, str]:
+    return {
+        "KSERVEKIT_IMAGE_SIZE": str(photos.SIZE),
+        "KSERVEKIT_IMAGE_RESIZE": str(photos.RESIZE),
+        "KSERVEKIT_IMAGE_MEAN": ",".join([str(photos.MEAN)] * 3),
+        "KSERVEKIT_IMAGE_STD": ",".join([str(photos.STD)] * 3),
+        "KSERVEKIT_IMAGE_LABELS": str(material.labels),
+    }
+
+
+def _wait_until_ready(service: Service) -> None:
+    """The transformer is ready when its predictor is, and that one when Triton's model is."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _ready(service.transformer_http):
+        service.check_alive()
+        if time.monotonic() > deadline:
+            logs = "\n".join(f"{name}:\n{process.log_tail()}" for name, process in service.processes.items())
+            raise CannotStart(f"not ready within {START_TIMEOUT_S:g} s; the logs' last lines:\n{logs}")
+        time.sleep(0.05)
+
+
+def _ready(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+async def _exercise(service: Service, material: photos.PhotoDemo) -> demo_report.Report:
+    files = {photo.path: photo.path.read_bytes() for photo in material.photos}
+    base_url = f"http://{service.transformer_http}"
+    wires: dict[str, Backend] = {
+        "v1 REST": HttpV1Backend(base_url),
+        "v2 REST JSON": HttpBackend(base_url, binary=False),
+        "v2 REST binary": HttpBackend(base_url),
+        "v2 gRPC": GrpcBackend(service.transformer_grpc),
+    }
+    answers: dict[str, list[Answer]] = {}
+    timings: dict[str, list[float]] = {}
+    try:
+        for wire, backend in wires.items():
+            answers[wire] = [await backend.infer(_request(file)) for file in files.values()]  # warms up, too
+            timings[wire] = [
+                await _timed(backend, file) for _ in range(REPEATS) for file in files.values()
+            ]
+        stages = await _stages(service, base_url, list(files.values()))
+    finally:
+        for backend in wires.values():
+            await backend.close()
+    first = next(iter(answers.values()))
+    results = [
+        demo_report.Result(photo, _top(answer), all(_top(other[index])[0][0] in photo.expected for other in answers.values()))
+        for index, (photo, answer) in enumerate(zip(material.photos, first, strict=True))
+    ]
+    return demo_report.Report(
+        engine=service.engine,
+        results=results,
+        wires=[
+            demo_report.Wire(wire, timings[wire], all(_same(a, b) for a, b in zip(answers[wire], first, strict=True)))
+            for wire in wires
+        ],
+        stages=stages,
+        address=service.transformer_http,
+        model=MODEL,
+    )
+
+
+def _request(file: bytes) -> Request:
+    return Request({"image": np.array([file], dtype=np.object_)}, model=MODEL, id="demo")
+
+
+async def _timed(backend: Backend, file: bytes) -> float:
+    began = time.perf_counter()
+    await backend.infer(_request(file))
+    return (time.perf_counter() - began) * 1000
+
+
+def _top(answer: Answer) -> list[tuple[str, float]]:
+    labels, scores = answer.tensors["labels"][0], answer.tensors["scores"][0]
+    return [(label.decode(), float(score)) for label, score in zip(labels, scores, strict=True)]
+
+
+def _same(one: Answer, other: Answer) -> bool:
+    """Equal classes, and scores that differ by no more than JSON's decimal form of FP32 may."""
+    return bool(
+        (one.tensors["labels"] == other.tensors["labels"]).all()
+        and (one.tensors["classes"] == other.tensors["classes"]).all()
+        and np.allclose(one.tensors["scores"], other.tensors["scores"], rtol=0, atol=1e-6)
+    )
+
+
+async def _stages(service: Service, base_url: str, files: list[bytes]) -> dict[str, float]:
+    """Median milliseconds by stage: the transformer's own Server-Timing, and Triton's own statistics."""
+    backend = HttpBackend(base_url)
+    triton = GrpcBackend(service.triton.grpc_url) if service.triton else None
+    try:
+        before = await _statistics(triton)
+        headers = []
+        for file in files * REPEATS:
+            parts, json_length = rest_v2.encode_request(_request(file))
+            sent = {rest_v2.JSON_LENGTH_HEADER: str(json_length)}
+            headers.append((await backend.call("POST", f"/v2/models/{MODEL}/infer", _request(file), parts, sent))[0])
+        after = await _statistics(triton)
+    finally:
+        await backend.close()
+        if triton:
+            await triton.close()
+    rows = [demo_report.parse_server_timing(found["server-timing"]) for found in headers]
+    stages = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    for name in after:
+        stages[name] = (after[name] - before[name]) / len(headers)
+    return stages
+
+
+async def _statistics(triton: GrpcBackend | None) -> dict[str, float]:
+    """Milliseconds since Triton's start, summed over all requests."""
+    if triton is None:
+        return {}
+    reply = await triton.stub().ModelStatistics(messages.ModelStatisticsRequest(name=MODEL))
+    found = reply.model_stats[0].inference_stats
+    return {
+        f"triton_{name}": getattr(found, name).ns / 1e6
+        for name in ("queue", "compute_input", "compute_infer", "compute_output")
+    }
+
+
+def _wait_for_ctrl_c(service: Service, say: Callable[[str], None]) -> None:
+    say("running until Ctrl-C")
+    try:
+        while True:
+            service.check_alive()
+            signal.sigtimedwait([], 0.5)
+    except KeyboardInterrupt:
+        say("stopping")
+
+
+def sample(material: photos.PhotoDemo) -> Path:
+    return material.photos[0].path

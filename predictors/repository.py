@@ -1,0 +1,51 @@
+"""Writes Triton model repositories: `<name>/config.pbtxt` and `<name>/<version>/` with the model's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from kservekit.oip.triton_messages import model_config
+from kservekit.tensors import ModelSpec, TensorSpec
+
+ONNX_IN_TRITON = Path(__file__).with_name("onnx_in_triton.py")
+"""A model.py that runs `model.onnx` beside it: for a Triton that has the Python backend and no ONNX backend."""
+
+
+def write_model(
+    repository: Path, name: str, spec: ModelSpec, files: Mapping[str, Path], *, max_batch_size: int = 0, version: int = 1
+) -> Path:
+    """A model for Triton's Python backend; `files` go beside each other, and one of them is `model.py`.
+
+    With a `max_batch_size` the spec's first dimension is the batch, and Triton batches dynamically.
+    Files are replaced one by one and whole, so that a server that reads the folder meanwhile sees no half of one.
+    """
+    config = model_config.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
+    for item in spec.inputs:
+        config.input.add(name=item.name, data_type=_datatype(item), dims=_dims(item, max_batch_size))
+    for item in spec.outputs:
+        config.output.add(name=item.name, data_type=_datatype(item), dims=_dims(item, max_batch_size))
+    if max_batch_size:
+        config.dynamic_batching.SetInParent()
+    folder = repository / name
+    (folder / str(version)).mkdir(parents=True, exist_ok=True)
+    for file, source in files.items():
+        target = folder / str(version) / file
+        shutil.copyfile(source, target.with_suffix(".partial"))
+        os.replace(target.with_suffix(".partial"), target)
+    (folder / "config.partial").write_text(text_format.MessageToString(config))
+    os.replace(folder / "config.partial", folder / "config.pbtxt")
+    return folder
+
+
+def _datatype(spec: TensorSpec) -> int:
+    number: int = model_config.DataType.Value("TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}")
+    return number
+
+
+def _dims(spec: TensorSpec, max_batch_size: int) -> tuple[int, ...]:
+    return spec.shape[1:] if max_batch_size else spec.shape
