@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from kservekit.errors import CannotStart
+
+KEPT_LOGS = 20
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
@@ -19,6 +22,14 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CannotStart(f"the cache folder {folder} cannot be written; {_WAY_OUT}")
     return folder
+
+
+def new_log(role: str, number: int) -> Path:
+    """A log file's name that no other process has; of the older ones of this role only the newest stay."""
+    folder = cache_folder() / "logs"
+    for old in sorted(folder.glob(f"{role}-*.log"))[: -(KEPT_LOGS - 1)]:
+        old.unlink(missing_ok=True)
+    return folder / f"{role}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
 
 
 def _chosen(environ: Mapping[str, str]) -> Path:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import os
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,10 @@ import numpy as np
 
 from kservekit.codec import rest_v2
 from kservekit.codec.message import Answer, Request
-from kservekit.errors import CannotStart
 from kservekit.local import demo_report, photos
 from kservekit.local.cache import cache_folder
-from kservekit.local.process import GuardedProcess
-from kservekit.local.triton import HOST, TritonServer, reserved_ports
+from kservekit.local.server import LocalServer
+from kservekit.local.triton import TritonServer
 from kservekit.local.triton_install import TritonUnavailable
 from kservekit.oip import Backend
 from kservekit.oip.grpc import GrpcBackend
@@ -34,7 +30,6 @@ from kservekit.tensors import ModelSpec, TensorSpec
 
 MODEL = "photo"
 REPEATS = 5
-START_TIMEOUT_S = 60.0
 
 PHOTO_MODEL = ModelSpec(
     (TensorSpec("image", "FP32", (-1, 3, photos.SIZE, photos.SIZE)),), (TensorSpec("logits", "FP32", (-1, 1000)),)
@@ -43,19 +38,15 @@ PHOTO_MODEL = ModelSpec(
 
 @dataclass
 class Service:
-    """The three processes of a cluster's InferenceService, or two where the engine is in the predictor."""
+    """The processes of a cluster's InferenceService; without a Triton the engine is in the predictor."""
 
-    engine: str
-    processes: dict[str, GuardedProcess]
+    predictor: LocalServer
+    transformer: LocalServer
     triton: TritonServer | None
-    transformer_http: str
-    transformer_grpc: str
-    predictor_http: str
 
-    def check_alive(self) -> None:
-        for name, process in self.processes.items():
-            if process.poll() is not None:
-                raise CannotStart(f"the {name} ended with code {process.poll()}; its log says:\n{process.log_tail()}")
+    @property
+    def engine(self) -> str:
+        return self.triton.where if self.triton else "ONNX Runtime in the predictor's process"
 
 
 def run(*, keep: bool = False, engine: str = "auto", say: Callable[[str], None] | None = None) -> int:
@@ -79,41 +70,27 @@ def _service(material: photos.PhotoDemo, engine: str, say: Callable[[str], None]
     with ExitStack() as stack:
         triton = _triton(material, engine, say, stack) if engine != "onnx" else None
         say("[3/4] the predictor and the transformer, as the processes that they are in a cluster")
-        names = ("transformer_http", "transformer_grpc", "predictor_http", "predictor_grpc")
-        with reserved_ports(dict.fromkeys(names)) as ports:
-            pass
-        common = {"KSERVEKIT_HOST": HOST, "KSERVEKIT_SERVER_TIMING": "true"}
+        timing = {"KSERVEKIT_SERVER_TIMING": "true"}
         if triton is not None:
-            target = "kservekit.predictors.triton:TritonPredictor"
-            settings = {"KSERVEKIT_TRITON_URL": triton.grpc_url}
+            target, settings = "kservekit.predictors.triton:TritonPredictor", {"KSERVEKIT_TRITON_URL": triton.grpc_url}
         else:
-            target = "kservekit.predictors.onnx:OnnxPredictor"
-            settings = {"KSERVEKIT_ONNX_MODEL_PATH": str(material.model)}
-        predictor = _server(
-            "predictor", target, common | settings, ports["predictor_http"], ports["predictor_grpc"]
-        )
-        transformer = _server(
-            "transformer",
+            target, settings = "kservekit.predictors.onnx:OnnxPredictor", {"KSERVEKIT_ONNX_MODEL_PATH": str(material.model)}
+        predictor = LocalServer(target, model_name=MODEL, settings=timing | settings)
+        transformer = LocalServer(
             "kservekit.transformers.image:ImageTransformer",
-            common | _image_settings(material),
-            ports["transformer_http"],
-            ports["transformer_grpc"],
-            f"--predictor_host={HOST}:{ports['predictor_grpc']}",
+            f"--predictor_host={predictor.grpc_url}",
             "--predictor_protocol=grpc-v2",  # KServe does not inject it: a manifest has to say it
             "--enable_predictor_health_check",
+            model_name=MODEL,
+            settings=timing | _image_settings(material),
         )
-        for process in (predictor, transformer):
-            stack.enter_context(process)
-        service = Service(
-            triton.where if triton else "ONNX Runtime in the predictor's process",
-            {"predictor": predictor, "transformer": transformer},
-            triton,
-            f"{HOST}:{ports['transformer_http']}",
-            f"{HOST}:{ports['transformer_grpc']}",
-            f"{HOST}:{ports['predictor_http']}",
-        )
-        _wait_until_ready(service)
-        yield service
+        for server in (predictor, transformer):
+            stack.callback(server.stop)
+            server.start()
+        # The predictor is ready when Triton's model is, and the transformer when the predictor is.
+        predictor.wait_until_ready()
+        transformer.wait_until_ready()
+        yield Service(predictor, transformer, triton)
 
 
 def _triton(
@@ -132,21 +109,6 @@ def _triton(
         return None
 
 
-def _server(
-    role: str, target: str, settings: Mapping[str, str], http_port: int, grpc_port: int, *flags: str
-) -> GuardedProcess:
-    return GuardedProcess(
-        [
-            *(sys.executable, "-m", "kservekit.cli", "serve", target),
-            *(f"--model_name={MODEL}", f"--http_port={http_port}", f"--grpc_port={grpc_port}"),
-            *flags,
-        ],
-        # Settings of the caller's own would make this another demo.
-        env={name: value for name, value in os.environ.items() if not name.startswith("KSERVEKIT_")} | settings,
-        log=cache_folder() / "logs" / f"demo-{role}-{os.getpid()}.log",
-    )
-
-
 def _image_settings(material: photos.PhotoDemo) -> dict[str, str]:
     return {
         "KSERVEKIT_IMAGE_SIZE": str(photos.SIZE),
@@ -157,36 +119,14 @@ def _image_settings(material: photos.PhotoDemo) -> dict[str, str]:
     }
 
 
-def _wait_until_ready(service: Service) -> None:
-    """The transformer is ready when its predictor is, and that one when Triton's model is."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not _ready(service.transformer_http):
-        service.check_alive()
-        if time.monotonic() > deadline:
-            logs = "\n".join(f"{name}:\n{process.log_tail()}" for name, process in service.processes.items())
-            raise CannotStart(f"not ready within {START_TIMEOUT_S:g} s; the logs' last lines:\n{logs}")
-        time.sleep(0.05)
-
-
-def _ready(address: str) -> bool:
-    connection = http.client.HTTPConnection(address, timeout=5)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 async def _exercise(service: Service, material: photos.PhotoDemo) -> demo_report.Report:
     files = {photo.path: photo.path.read_bytes() for photo in material.photos}
-    base_url = f"http://{service.transformer_http}"
+    base_url = f"http://{service.transformer.http_url}"
     wires: dict[str, Backend] = {
         "v1 REST": HttpV1Backend(base_url),
         "v2 REST JSON": HttpBackend(base_url, binary=False),
         "v2 REST binary": HttpBackend(base_url),
-        "v2 gRPC": GrpcBackend(service.transformer_grpc),
+        "v2 gRPC": GrpcBackend(service.transformer.grpc_url),
     }
     answers: dict[str, list[Answer]] = {}
     timings: dict[str, list[float]] = {}
@@ -213,7 +153,7 @@ async def _exercise(service: Service, material: photos.PhotoDemo) -> demo_report
             for wire in wires
         ],
         stages=stages,
-        address=service.transformer_http,
+        address=service.transformer.http_url,
         model=MODEL,
     )
 
@@ -281,11 +221,9 @@ def _wait_for_ctrl_c(service: Service, say: Callable[[str], None]) -> None:
     say("running until Ctrl-C")
     try:
         while True:
-            service.check_alive()
-            signal.sigtimedwait([], 0.5)
+            for server in (service.predictor, service.transformer):
+                server.check_alive()
+            time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopping")
 
-
-def sample(material: photos.PhotoDemo) -> Path:
-    return material.photos[0].path

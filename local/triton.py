@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from kservekit.errors import CannotStart
-from kservekit.local.cache import cache_folder
+from kservekit.local.cache import new_log
 from kservekit.local.process import GuardedProcess
 from kservekit.local.triton_install import TritonInstallation, find_triton
 from kservekit.local.triton_log import readable, reasons, taken_port
@@ -28,7 +28,6 @@ HOST = "127.0.0.1"
 GRACE_S = 10.0
 PORT_TRIES = 3
 POLL_S = 0.025
-KEPT_LOGS = 20
 
 _numbers = itertools.count(1)
 
@@ -95,7 +94,7 @@ class TritonServer:
         """False: somebody took a port of our choice in the meantime."""
         number = next(_numbers)
         token = f"kservekit-{os.getpid()}-{secrets.token_hex(4)}"
-        self.log = new_log(number)
+        self.log = new_log("triton", number)
         self._process = process = GuardedProcess(
             [*triton.command, *self._options(triton, ports, token), *self._arguments],
             env={**os.environ, **triton.env},
@@ -197,7 +196,7 @@ def check_repository(folder: Path, *, may_be_empty: bool) -> None:
 @contextmanager
 def reserved_ports(asked: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
     """A free loopback port for each name, nobody else's inside the block; CannotStart names one that is taken."""
-    ports = {}
+    ports: dict[str, int] = {}
     with ExitStack() as sockets:
         # Those asked for come first, lest one of them be drawn for another.
         for name in sorted(asked, key=lambda name: asked[name] is None):
@@ -216,14 +215,6 @@ def reserved_ports(asked: Mapping[str, int | None]) -> Iterator[dict[str, int]]:
                 ) from None
             ports[name] = listener.getsockname()[1]
         yield {name: ports[name] for name in asked}
-
-
-def new_log(number: int) -> Path:
-    """A name that no other server has; of the older logs only the newest stay."""
-    folder = cache_folder() / "logs"
-    for old in sorted(folder.glob("triton-*.log"))[: -(KEPT_LOGS - 1)]:
-        old.unlink(missing_ok=True)
-    return folder / f"triton-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
 
 
 def _given(arguments: Sequence[str], option: str) -> bool:

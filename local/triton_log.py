@@ -18,7 +18,8 @@ _GENERAL = ((r"^error: creating server: (?:\w+ - )?(.*)$", "{0}"),)
 _TAKEN = re.compile(r"Socket '.*?:(\d+)' already in use")
 # Tables, the options' help, our own first line, and what every start and end without a GPU writes.
 _NOISE = re.compile(
-    r"^([+|#\t]|  --|[A-Z][A-Za-z/ ]*:$|DEPRECATED:|Signal )| (server|tritonserver|metrics|pinned_memory_manager|cuda_memory_manager)\.cc:\d+\]|NVML"
+    r"^([+|#\t]|  --|[A-Z][A-Za-z/ ]*:$|DEPRECATED:|Signal )"
+    r"| (server|tritonserver|metrics|pinned_memory_manager|cuda_memory_manager)\.cc:\d+\]|NVML"
 )
 
 

@@ -242,6 +242,8 @@ def test_nothing_is_left_when_the_warden_itself_is_killed(tmp_path: Path, mark: 
     with guarded(script, tmp_path / "log", mark) as process:
         assert eventually(lambda: process.log_tail(lines=1) == "complete")
         os.kill(parent_of(process.pid), signal.SIGKILL)
+        # The command needs nobody for its end, not even the owner, who may be killed in the same moment.
+        assert eventually(lambda: process.pid not in marked(mark))
         assert eventually(lambda: process.poll() is not None)
         assert process.poll() == -signal.SIGKILL
         assert eventually(lambda: not left(mark)), left(mark)

@@ -16,7 +16,8 @@ from uuid import uuid4
 import pytest
 
 from kservekit.errors import CannotStart
-from kservekit.local.triton import TritonServer, new_log
+from kservekit.local.cache import new_log
+from kservekit.local.triton import TritonServer
 from kservekit.local.triton_log import reasons
 
 pytest_plugins = ["kservekit.local.fixtures"]
@@ -57,7 +58,7 @@ with TritonServer(sys.argv[1]) as server:
 """
 # What tritonserver looks like from outside; the first line of MOODS says how this start goes, and is used up.
 FAKE = f"""#!{sys.executable}
-import http.server, json, os, pathlib, sys
+import http.server, json, os, pathlib, sys, threading
 options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 moods = pathlib.Path(os.environ["MOODS"])
 mood, *rest = moods.read_text().split()
@@ -72,10 +73,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.send_response(503 if mood == "loading" else 200)
         self.end_headers()
         self.wfile.write(json.dumps({{"name": "triton" if mood == "foreign" else options["--id"]}}).encode())
-if mood != "foreign":
-    import threading
-    metrics = http.server.HTTPServer(("127.0.0.1", int(options["--metrics-port"])), Answers)
-    threading.Thread(target=metrics.serve_forever, daemon=True).start()
+metrics = http.server.HTTPServer(("127.0.0.1", int(options["--metrics-port"])), Answers)
+threading.Thread(target=metrics.serve_forever, daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(options["--http-port"])), Answers).serve_forever()
 """
 
@@ -324,6 +323,22 @@ def test_a_port_that_was_asked_for_is_never_replaced(repository: Path, moods: Pa
     assert moods.read_text() == "serves"
 
 
+def test_an_interrupted_start_leaves_nothing(repository: Path, moods: Path, mark: str) -> None:
+    moods.write_text("loading")
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            TritonServer(repository).start()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert marked(mark) == {}
+
+
 @pytest.mark.parametrize("mood", ["loading", "foreign"])
 def test_ready_is_only_what_this_very_triton_says(repository: Path, moods: Path, mark: str, mood: str) -> None:
     moods.write_text(mood)
@@ -359,7 +374,7 @@ def test_only_the_newest_logs_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
     old[0].parent.mkdir()
     for log in old:
         log.touch()
-    new_log(1).touch()
+    new_log("triton", 1).touch()
     kept = sorted((tmp_path / "logs").iterdir())
     assert len(kept) == 20
     assert kept[:19] == old[-19:]

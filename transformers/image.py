@@ -43,6 +43,9 @@ class ImageTransformer(Transformer):
             raise CannotStart(
                 f"KSERVEKIT_IMAGE_RESIZE is {self.settings.resize}: expected at least KSERVEKIT_IMAGE_SIZE, {self.settings.size}"
             )
+        for field in ("size", "top"):
+            if getattr(self.settings, field) < 1:
+                raise CannotStart(f"KSERVEKIT_IMAGE_{field.upper()} is {getattr(self.settings, field)}: expected 1 or more")
         for field in ("mean", "std"):
             values = getattr(self.settings, field)
             if len(values) != 3 or (field == "std" and 0 in values):

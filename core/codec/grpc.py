@@ -117,8 +117,10 @@ def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
         found = np.empty(count, dtype=np.object_)
         found[:] = list(values)
         return found.reshape(shape)
-    found = np.array(values, dtype=None if dtype.kind in "iu" else dtype)
-    if count and dtype.kind in "iu":
+    # Small integers come in fields of 32 bits, which hold more than their datatype.
+    wide = {"i": np.int64, "u": np.uint64}.get(dtype.kind, dtype)
+    found = np.array(values, dtype=wide)
+    if count and wide is not dtype:
         limits = np.iinfo(dtype)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
             raise InvalidInput(f"{label} holds a value outside {limits.min} to {limits.max}, the range of {item.datatype}")

@@ -55,6 +55,8 @@ def _array(values: Any, datatype: str | None, label: str, booleans: bool, is_bas
         raise InvalidInput(_why_ragged(values, label)) from None
     if found.dtype.kind not in "biuf":
         raise InvalidInput(_why_not_numbers(values, label))
+    if datatype == "UINT64" and found.dtype.kind == "f":
+        found = _beyond_int64(values, found)
     if datatype is None:
         return found if found.size else found.astype(np.float64)
     return _cast(found, datatype, label)
@@ -98,6 +100,14 @@ def _as_base64(value: bytes, _label: str) -> str:
 
 def _map_leaves(values: Any, write: Callable[[bytes], str]) -> Any:
     return [_map_leaves(value, write) for value in values] if isinstance(values, list) else write(values)
+
+
+def _beyond_int64(values: Any, found: np.ndarray) -> np.ndarray:
+    """Whole numbers on both sides of INT64's end, which NumPy takes for floats, without their rounding."""
+    exact = np.array(values, dtype=np.object_)
+    if all(isinstance(value, int) and 0 <= value < 2**64 for value in exact.ravel().tolist()):
+        return exact.astype(np.uint64)
+    return found
 
 
 def _first_leaf(values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 from kservekit.codec.json_values import array, dumps, loads, may_hold_booleans, plain
@@ -35,10 +36,11 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, booleans: bool = Tr
             raise InvalidInput('"instances" must be a list of rows')
         if not rows:
             raise InvalidInput('"instances" has no rows')
-        columns = _columns(rows, "instances", _only(spec.inputs, "input-0"))
+        columns = _columns(rows, "instances", lambda: _only(spec.inputs))
     else:
         inputs = payload["inputs"]
-        columns = inputs if isinstance(inputs, dict) and inputs.keys() != {"b64"} else {_only(spec.inputs, "input-0"): inputs}
+        named = isinstance(inputs, dict) and inputs.keys() != {"b64"}
+        columns = inputs if named else {_only(spec.inputs): inputs}
     tensors = {name: _array(values, spec.input(name), f"input {name!r}", booleans) for name, values in columns.items()}
     return Request(tensors, parameters=parameters)
 
@@ -84,14 +86,14 @@ def decode_answer(body: bytes) -> Answer:
     rows = payload.get("predictions") if isinstance(payload, dict) else None
     if not isinstance(rows, list):
         raise InvalidInput('a v1 answer is an object with "predictions", a list of rows')
-    columns = _columns(rows, "predictions", "output-0") if rows else {"output-0": []}
+    columns = _columns(rows, "predictions", lambda: "output-0") if rows else {"output-0": []}
     booleans = may_hold_booleans(body)
     return Answer({name: _array(values, None, f"output {name!r}", booleans) for name, values in columns.items()})
 
 
-def _columns(rows: list[Any], what: str, only: str) -> dict[str, list[Any]]:
+def _columns(rows: list[Any], what: str, only: Callable[[], str]) -> dict[str, list[Any]]:
     if not isinstance(rows[0], dict) or rows[0].keys() == {"b64"}:
-        return {only: rows}
+        return {only(): rows}
     names = rows[0].keys()
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -108,10 +110,10 @@ def _array(values: Any, spec: TensorSpec | None, label: str, booleans: bool) -> 
     return array(values, spec.datatype, label, booleans=booleans, is_base64=spec.content_type == "base64")
 
 
-def _only(specs: tuple[TensorSpec, ...], default: str) -> str:
+def _only(specs: tuple[TensorSpec, ...]) -> str:
     if len(specs) > 1:
         raise InvalidInput(f"this model takes {', '.join(repr(spec.name) for spec in specs)}: give each row as an object")
-    return specs[0].name if specs else default
+    return specs[0].name if specs else "input-0"
 
 
 def _with_b64(values: Any) -> Any:

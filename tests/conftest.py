@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kservekit.local.server import LocalServer
+from kservekit.predictors.repository import write_model
+from kservekit.tensors import ModelSpec, TensorSpec
+
+pytest_plugins = ["kservekit.local.fixtures"]
+
+DOUBLES = ModelSpec((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
+
+DOUBLES_IN_TRITON = """
+import triton_python_backend_utils as triton
+import numpy as np
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = triton.get_input_tensor_by_name(request, "x").as_numpy()
+            if (x < 0).any():
+                error = triton.TritonError("negative, in /secret/path/model.py")
+                answers.append(triton.InferenceResponse([], error))
+            else:
+                answers.append(triton.InferenceResponse([triton.Tensor("y", (x * 2).astype(np.float32))]))
+        return answers
+"""
+
+
+def write_doubles(repository: Path, folder: Path, name: str = "doubles") -> None:
+    script = folder / "model.py"
+    script.write_text(DOUBLES_IN_TRITON)
+    write_model(repository, name, DOUBLES, {"model.py": script}, max_batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def triton(local_triton, tmp_path_factory):
+    """The real Triton with a model `doubles` that gives y = 2x and fails for what is negative."""
+    folder = tmp_path_factory.mktemp("doubles")
+    write_doubles(folder / "repository", folder)
+    return local_triton(folder / "repository")
+
+
+@pytest.fixture(scope="session")
+def predictor(triton) -> Iterator[LocalServer]:
+    """TritonPredictor in front of it."""
+    target = "kservekit.predictors.triton:TritonPredictor"
+    with LocalServer(target, model_name="doubles", settings={"KSERVEKIT_TRITON_URL": triton.grpc_url}) as server:
+        yield server

@@ -1,0 +1,87 @@
+"""Models that the tests serve, as a user would write them."""
+
+import kserve
+import numpy as np
+
+from kservekit.errors import InvalidInput, TooManyRequests
+from kservekit.serving import Predictor, TensorSpec, Transformer, current_request
+
+
+class Doubler(Predictor):
+    def infer(self, tensors):
+        return {name: np.multiply(x, 2) for name, x in tensors.items()}
+
+
+class Declared(Predictor):
+    """Declares what it takes; bytes out are declared as base64."""
+
+    inputs = (TensorSpec("age", "UINT8", (-1,)), TensorSpec("name", "BYTES", (-1,)))
+    outputs = (TensorSpec("greeting", "BYTES", (-1,)), TensorSpec("raw", "BYTES", (-1,), content_type="base64"))
+
+    async def infer(self, tensors):
+        greeting = [b"%s is %d" % pair for pair in zip(tensors["name"], tensors["age"], strict=True)]
+        return {"greeting": np.array(greeting, object), "raw": np.array([b"\xff"] * len(greeting), object)}
+
+
+class Failing(Predictor):
+    """Fails in the way that its request's parameter `how` names."""
+
+    def infer(self, tensors):
+        how = current_request().parameters["how"]
+        if how == "bug":
+            raise RuntimeError("a secret in /home/me/model.py")
+        if how == "limit":
+            raise TooManyRequests("slow down", retry_after=7)
+        if how == "input":
+            raise InvalidInput("x is too red")
+        if how == "none":
+            return None
+        return {"y": np.array([np.nan])}
+
+
+class Whoami(Predictor):
+    """Says what a handler can know of its request."""
+
+    async def infer(self, tensors):
+        request = current_request()
+        found = [request.id, request.headers.get("x-tenant", ""), str(request.parameters)]
+        return {"known": np.array(found, object)}
+
+
+class Loading(Predictor):
+    def load(self):
+        raise OSError("no weights in /mnt/models")
+
+
+class Tenfold(Transformer):
+    def to_tensors(self, tensors):
+        return {"x": np.multiply(tensors["x"], 10, dtype=np.float32)}
+
+    async def from_tensors(self, tensors):
+        return {"tenfold": tensors["y"] / 10}
+
+
+class Hooked(Doubler):
+    """A predictor of ours with one of KServe's own hooks overridden."""
+
+    async def postprocess(self, result, headers=None, response_headers=None):
+        if isinstance(result, dict):
+            return {"predictions": [["hooked", row] for row in result["predictions"]]}
+        result.outputs[0].set_data_from_numpy(result.outputs[0].as_numpy() + 1)
+        return result
+
+
+class Plain(kserve.Model):
+    """Written for KServe, knowing nothing of us."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.load()
+
+    def predict(self, payload, headers=None, response_headers=None):
+        if isinstance(payload, dict):
+            return {"predictions": [row * 3 for row in payload["instances"]]}
+        values = payload.inputs[0].as_numpy() * 3
+        output = kserve.InferOutput("y", list(values.shape), payload.inputs[0].datatype)
+        output.set_data_from_numpy(values)
+        return kserve.InferResponse(payload.id or "1", self.name, [output])
