@@ -13,6 +13,12 @@ from typing import Any
 from kservekit import __version__
 from kservekit.errors import CannotStart, KServeKitError
 
+EXAMPLES = """\
+examples:
+  kservekit demo
+  kservekit serve doubler.py:Doubler --model_name doubler
+"""
+
 SERVE_EXAMPLES = """\
 examples:
   kservekit serve doubler.py:Doubler --model_name doubler
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kservekit",
         usage="kservekit VERB ...",
-        epilog=f"verbs:\n{listed}\n\nkservekit VERB --help says more",
+        epilog=f"verbs:\n{listed}\n\nkservekit VERB --help says more\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A KServe extension toolkit.",
     )

@@ -23,7 +23,8 @@ class Reply:
 def http(address: str, path: str, body: bytes | dict | None = None, **headers: str) -> Reply:
     """A GET, or a POST where there is a body."""
     data = json.dumps(body).encode() if isinstance(body, dict) else body
-    request = urllib.request.Request(f"http://{address}{path}", data, {key.replace("_", "-"): value for key, value in headers.items()})
+    sent = {"content-type": "application/json"} | {key.replace("_", "-"): value for key, value in headers.items()}
+    request = urllib.request.Request(f"http://{address}{path}", data, sent)
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
             return Reply(reply.status, reply.headers, reply.read())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from calls import floats, http, kservekit
 
-from kservekit import errors
+from kservekit import __version__, errors
 from kservekit.codec.message import Request
 from kservekit.local.process import GuardedProcess
 from kservekit.local.server import LocalServer
@@ -230,7 +230,12 @@ def test_a_handler_knows_its_request():
 
 
 def test_server_and_model_metadata_and_readiness(declared):
-    assert http(declared.http_url, "/v2").json["name"] == "kservekit"
+    assert http(declared.http_url, "/v2").json == {
+        "name": "kservekit",
+        "version": __version__,
+        "extensions": ["binary_tensor_data"],
+    }
+    assert http(declared.http_url, "/v2/models/m/versions/9").status == 404
     assert http(declared.http_url, "/v2/models/m").json["inputs"] == [
         {"name": "age", "datatype": "UINT8", "shape": [-1]},
         {"name": "name", "datatype": "BYTES", "shape": [-1]},
@@ -251,6 +256,7 @@ def test_server_and_model_metadata_and_readiness(declared):
         backend = GrpcBackend(declared.grpc_url)
         try:
             stub = backend.stub()
+            assert (await stub.ServerMetadata(messages.ServerMetadataRequest())).version == __version__
             assert (await stub.ServerLive(messages.ServerLiveRequest())).live
             assert (await stub.ServerReady(messages.ServerReadyRequest())).ready
             assert (await backend.spec("m")).inputs[0].datatype == "UINT8"

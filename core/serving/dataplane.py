@@ -9,6 +9,7 @@ from typing import Any
 
 import kserve
 
+from kservekit import __version__
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import ModelNotFound, NotSupported, Unavailable
 from kservekit.serving import kserve_types
@@ -25,6 +26,9 @@ class DataPlane:
         self.registry = registry
         self.check_predictors = check_predictors
         self.draining = False
+
+    def server_metadata(self) -> dict[str, Any]:
+        return {"name": "kservekit", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     def names(self) -> list[str]:
         return list(self.registry.get_models())

@@ -13,7 +13,6 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from kservekit.codec import grpc as codec
 from kservekit.errors import ERROR_HEADER, CannotStart, Forbidden, ModelError, ServingError
 from kservekit.serving.dataplane import DataPlane
-from kservekit.serving.rest import server_metadata
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class InferenceService(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc
             await self._abort(context, error)
 
     async def ServerMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        return messages.ServerMetadataResponse(**server_metadata())
+        return messages.ServerMetadataResponse(**self.dataplane.server_metadata())
 
     async def ModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         try:

@@ -103,6 +103,9 @@ class Predictor(ArrayModel):
     version = "1"
     """The one version that is served; a request may leave it out."""
 
+    async def spec(self) -> ModelSpec:
+        return ModelSpec(tuple(self.inputs), tuple(self.outputs), versions=(self.version,))
+
     def infer(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
         """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
         raise NotImplementedError(f"{type(self).__name__} has no infer(self, tensors)")

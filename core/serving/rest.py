@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
-import kserve
 from prometheus_client import REGISTRY, exposition
 
 from kservekit.codec import rest_v1, rest_v2
@@ -17,9 +16,9 @@ from kservekit.codec.message import Request
 from kservekit.config import ServerSettings
 from kservekit.errors import (
     Cancelled,
-    InvalidInput,
     KServeKitError,
     ModelError,
+    ModelNotFound,
     PayloadTooLarge,
     ServingError,
     Unavailable,
@@ -152,7 +151,7 @@ class RestApp:
     async def metadata(self, name: str, version: str) -> Reply:
         found = await self.dataplane.metadata(name)
         if version and found["versions"] and version not in found["versions"]:
-            raise InvalidInput(f"model {name!r} has no version {version!r}: it has {', '.join(found['versions'])}")
+            raise ModelNotFound(f"model {name!r} has no version {version!r}: it has {', '.join(found['versions'])}")
         return 200, dict(_JSON), dumps(found)
 
     async def model_ready(self, name: str, version: str = "") -> Reply:
@@ -175,15 +174,11 @@ class RestApp:
         return 200, dict(_JSON), dumps({"ready": True})
 
     async def server(self) -> Reply:
-        return 200, dict(_JSON), dumps(server_metadata())
+        return 200, dict(_JSON), dumps(self.dataplane.server_metadata())
 
     async def metrics(self) -> Reply:
         encoder, content_type = exposition.choose_encoder("")
         return 200, {"content-type": content_type}, encoder(REGISTRY)
-
-
-def server_metadata() -> dict[str, Any]:
-    return {"name": "kservekit", "version": kserve.__version__, "extensions": ["binary_tensor_data"]}
 
 
 def error_reply(error: KServeKitError) -> Reply:
