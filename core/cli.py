@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.argv = ["kservekit serve"]  # kserve reads sys.argv when it is imported
-        from kserve.model_server import parser
+        from kservekit.serving import flags_parser
 
+        parser = flags_parser()
         parser.prog = "kservekit serve TARGET"
         print(f"{parser.format_help()}\nTARGET is module:Class or path.py:Class.\n\n{SERVE_EXAMPLES}")  # noqa: T201
         return 0 if arguments else 2
@@ -136,7 +137,8 @@ def _module_from(path: Path) -> Any:
         raise CannotStart(f"{str(path)!r}: no such file")
     sys.path.insert(0, str(path.resolve().parent))  # as `python path.py` does
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # noqa: S101 - a .py file has both
+    if spec is None or spec.loader is None:
+        raise CannotStart(f"{str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)

@@ -113,7 +113,10 @@ ALL: tuple[type[ServingError], ...] = (
 _BY_NAME = {error.__name__: error for error in ALL}
 _BY_HTTP = {error.http: error for error in ALL}
 # A code that two errors share reads, from a backend that is not ours, as the one more often meant.
-_BY_GRPC = {error.grpc: error for error in ALL} | {"INVALID_ARGUMENT": InvalidInput, "RESOURCE_EXHAUSTED": TooManyRequests}
+_BY_GRPC = {error.grpc: error for error in ALL} | {
+    "INVALID_ARGUMENT": InvalidInput,
+    "RESOURCE_EXHAUSTED": TooManyRequests,
+}
 
 ERROR_HEADER = "kservekit-error"
 """Trailing metadata that names our error, because gRPC has fewer codes than HTTP."""

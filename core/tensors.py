@@ -78,7 +78,9 @@ class TensorSpec:
 
     def fits(self, shape: Iterable[int]) -> bool:
         shape = tuple(shape)
-        return len(shape) == len(self.shape) and all(want in (-1, got) for want, got in zip(self.shape, shape, strict=True))
+        return len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
 
     def as_metadata(self) -> dict[str, object]:
         """The form that the protocol's model metadata has."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -74,7 +73,10 @@ def _service(material: photos.PhotoDemo, engine: str, say: Callable[[str], None]
         if triton is not None:
             target, settings = "kservekit.predictors.triton:TritonPredictor", {"KSERVEKIT_TRITON_URL": triton.grpc_url}
         else:
-            target, settings = "kservekit.predictors.onnx:OnnxPredictor", {"KSERVEKIT_ONNX_MODEL_PATH": str(material.model)}
+            target, settings = (
+                "kservekit.predictors.onnx:OnnxPredictor",
+                {"KSERVEKIT_ONNX_MODEL_PATH": str(material.model)},
+            )
         predictor = LocalServer(target, model_name=MODEL, settings=timing | settings)
         transformer = LocalServer(
             "kservekit.transformers.image:ImageTransformer",
@@ -133,16 +135,16 @@ async def _exercise(service: Service, material: photos.PhotoDemo) -> demo_report
     try:
         for wire, backend in wires.items():
             answers[wire] = [await backend.infer(_request(file)) for file in files.values()]  # warms up, too
-            timings[wire] = [
-                await _timed(backend, file) for _ in range(REPEATS) for file in files.values()
-            ]
+            timings[wire] = [await _timed(backend, file) for _ in range(REPEATS) for file in files.values()]
         stages = await _stages(service, base_url, list(files.values()))
     finally:
         for backend in wires.values():
             await backend.close()
     first = next(iter(answers.values()))
     results = [
-        demo_report.Result(photo, _top(answer), all(_top(other[index])[0][0] in photo.expected for other in answers.values()))
+        demo_report.Result(
+            photo, _top(answer), all(_top(other[index])[0][0] in photo.expected for other in answers.values())
+        )
         for index, (photo, answer) in enumerate(zip(material.photos, first, strict=True))
     ]
     return demo_report.Report(
@@ -226,4 +228,3 @@ def _wait_for_ctrl_c(service: Service, say: Callable[[str], None]) -> None:
             time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopping")
-

@@ -51,14 +51,20 @@ def screen(report: Report) -> str:
         for left, right in zip_longest(*(_photo(result) for result in pair), fillvalue=""):
             lines.append(f"{left:{COLUMN}}{right}".rstrip())
         lines.append("")
-    lines += _wires(report) + [""] + _stages(report.stages) + [""]
+    lines += [*_wires(report), "", *_stages(report.stages), ""]
     lines += ["by hand (with kservekit demo --keep):", f"  {curl(report)}", ""]
     count = len(report.results)
     if report.right:
-        lines.append(f"All {len(report.wires)} wires answered and agreed, and {count} of {count} photographs are right.")
+        lines.append(
+            f"All {len(report.wires)} wires answered and agreed, and {count} of {count} photographs are right."
+        )
     else:
-        lines += [f"WRONG: {result.photo.title} is {result.top[0][0]!r}" for result in report.results if not result.right]
-        lines += [f"WRONG: {wire.name} does not agree with {report.wires[0].name}" for wire in report.wires if not wire.agrees]
+        lines += [
+            f"WRONG: {result.photo.title} is {result.top[0][0]!r}" for result in report.results if not result.right
+        ]
+        lines += [
+            f"WRONG: {wire.name} does not agree with {report.wires[0].name}" for wire in report.wires if not wire.agrees
+        ]
     lines.append(f"{report.took_s:.1f} s in all.")
     return "\n".join(lines)
 

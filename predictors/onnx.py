@@ -57,7 +57,9 @@ class OnnxPredictor(Predictor):
         return self.ready
 
     def infer(self, tensors: Tensors) -> Tensors:
-        feed = {name: values.astype(np.str_) if values.dtype.kind == "O" else values for name, values in tensors.items()}
+        feed = {
+            name: values.astype(np.str_) if values.dtype.kind == "O" else values for name, values in tensors.items()
+        }
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self.session.run(names, feed), strict=True))
 
@@ -65,4 +67,6 @@ class OnnxPredictor(Predictor):
 def _spec(item: Any) -> TensorSpec:
     if item.type not in _DATATYPES:
         raise CannotStart(f"{item.name!r} of the model is {item.type}, which the protocol has no datatype for")
-    return TensorSpec(item.name, _DATATYPES[item.type], tuple(size if isinstance(size, int) else -1 for size in item.shape))
+    return TensorSpec(
+        item.name, _DATATYPES[item.type], tuple(size if isinstance(size, int) else -1 for size in item.shape)
+    )

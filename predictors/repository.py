@@ -17,7 +17,13 @@ ONNX_IN_TRITON = Path(__file__).with_name("onnx_in_triton.py")
 
 
 def write_model(
-    repository: Path, name: str, spec: ModelSpec, files: Mapping[str, Path], *, max_batch_size: int = 0, version: int = 1
+    repository: Path,
+    name: str,
+    spec: ModelSpec,
+    files: Mapping[str, Path],
+    *,
+    max_batch_size: int = 0,
+    version: int = 1,
 ) -> Path:
     """A model for Triton's Python backend; `files` go beside each other, and one of them is `model.py`.
 

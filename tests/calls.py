@@ -1,14 +1,25 @@
-"""How the tests call what they started: HTTP without a client of ours, and the command line."""
+"""How the tests call what they started: HTTP without a client of ours, our clients, and the command line."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
+
+from kservekit.codec.message import Answer, Request
+from kservekit.local.server import LocalServer
+from kservekit.oip import connect
+from kservekit.oip.http import HttpBackend
+
+MODELS = str(Path(__file__).with_name("served_models.py"))
+
+WIRES = ["v1", "v2 JSON", "v2 binary", "v2 gRPC"]
 
 
 class Reply:
@@ -35,6 +46,24 @@ def http(address: str, path: str, body: bytes | dict | None = None, **headers: s
 def kservekit(*arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kservekit.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def ask(server: LocalServer, wire: str, tensors: dict[str, np.ndarray], *, model: str = "", **fields) -> Answer:
+    """The answer, or the error that our own client makes of it."""
+
+    async def once():
+        backend = {
+            "v1": lambda: connect(server.http_url, "v1"),
+            "v2 JSON": lambda: HttpBackend(f"http://{server.http_url}", binary=False),
+            "v2 binary": lambda: connect(server.http_url, "v2"),
+            "v2 gRPC": lambda: connect(server.grpc_url, "grpc-v2"),
+        }[wire]()
+        try:
+            return await backend.infer(Request(tensors, model=model or server.model_name, **fields))
+        finally:
+            await backend.close()
+
+    return asyncio.run(once())
 
 
 def floats(*rows):

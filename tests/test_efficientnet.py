@@ -18,8 +18,9 @@ from PIL import Image
 from kservekit.errors import CannotStart
 from kservekit.local import photos
 from kservekit.local.cache import cache_folder
-from kservekit.local.efficientnet import build_onnx, fold, read_weights, same_padding
+from kservekit.local.efficientnet import build_onnx, fold, same_padding
 from kservekit.local.fetch import wheel_members
+from kservekit.local.torch_weights import read_weights
 
 Weights = dict[str, np.ndarray]
 

@@ -109,7 +109,10 @@ def test_every_kind_of_pixel_becomes_rgb(picture, kind, expected):
 
 def test_pictures_of_different_sizes_share_a_batch():
     sent, _ = transformed(
-        file(solid((9, 9, 9), (30, 50))), file(solid((7, 7, 7), (500, 20)), "JPEG"), backend=Echo(np.zeros((2, 3), np.float32)), **PLAIN
+        file(solid((9, 9, 9), (30, 50))),
+        file(solid((7, 7, 7), (500, 20)), "JPEG"),
+        backend=Echo(np.zeros((2, 3), np.float32)),
+        **PLAIN,
     )
     assert sent["pixels"].shape == (2, 3, 4, 4)
     assert np.allclose(sent["pixels"][:, 0, 2, 2], [9, 7], atol=1)
@@ -133,7 +136,7 @@ def test_a_huge_picture_in_a_small_file_is_refused_before_it_is_decoded(width, h
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
     content = bomb(width, height)
     assert len(content) < 500_000
-    with pytest.raises(PayloadTooLarge, match="image 0 has .* pixels: expected at most 50000000"):
+    with pytest.raises(PayloadTooLarge, match=r"image 0 has .* pixels: expected at most 50000000"):
         transformed(content)
 
 

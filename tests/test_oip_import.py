@@ -63,5 +63,8 @@ def test_protobuf_is_left_as_it_was_found():
 
 
 def test_importing_kservekit_imports_neither_kserve_nor_tritonclient_nor_numpy():
-    done = python("import sys, kservekit\nprint(sorted({m.split('.')[0] for m in sys.modules} & {'kserve', 'tritonclient', 'numpy', 'grpc'}))")
+    done = python(
+        "import sys, kservekit\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'kserve', 'tritonclient', 'numpy', 'grpc'}))"
+    )
     assert done.stdout == "[]\n", done.stderr

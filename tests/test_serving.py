@@ -12,18 +12,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from calls import floats, http, kservekit
+from calls import MODELS, WIRES, ask, floats, http, kservekit
 
 from kservekit import __version__, errors
-from kservekit.codec.message import Request
 from kservekit.local.process import GuardedProcess
 from kservekit.local.server import LocalServer
-from kservekit.oip import connect
 from kservekit.oip.grpc import GrpcBackend
-from kservekit.oip.http import HttpBackend
 from kservekit.oip.triton_messages import messages, stubs
-
-MODELS = str(Path(__file__).with_name("served_models.py"))
 
 
 def served(name, *flags, **settings):
@@ -49,35 +44,6 @@ def failing():
         yield server
 
 
-def backends(server):
-    return {
-        "v1": connect(server.http_url, "v1"),
-        "v2 JSON": HttpBackend(f"http://{server.http_url}", binary=False),
-        "v2 binary": connect(server.http_url, "v2"),
-        "v2 gRPC": connect(server.grpc_url, "grpc-v2"),
-    }
-
-
-WIRES = ["v1", "v2 JSON", "v2 binary", "v2 gRPC"]
-
-
-def ask(server, wire, tensors, **fields):
-    return ask_model(server, wire, "m", tensors, **fields)
-
-
-def ask_model(server, wire, model, tensors, **fields):
-    """The answer, or the error that our own client makes of it."""
-
-    async def once():
-        backend = backends(server)[wire]
-        try:
-            return await backend.infer(Request(tensors, model=model, **fields))
-        finally:
-            await backend.close()
-
-    return asyncio.run(once())
-
-
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_predictor_answers_over_every_wire(doubler, wire):
     answer = ask(doubler, wire, {"x": floats([1, 2, 3.5])}, id="7")
@@ -99,7 +65,9 @@ def test_bytes_that_are_no_text_cross_every_wire(declared, wire):
 def test_v1_values_are_cast_to_the_declared_datatypes_and_checked(declared):
     good = http(declared.http_url, "/v1/models/m:predict", {"instances": [{"age": 7, "name": "Eva"}]})
     assert good.json == {"predictions": [{"greeting": "Eva is 7", "raw": base64.b64encode(b"\xff").decode()}]}
-    bad = http(declared.http_url, "/v1/models/m:predict", {"instances": [{"age": 7, "name": "Eva"}, {"age": 300, "name": "x"}]})
+    bad = http(
+        declared.http_url, "/v1/models/m:predict", {"instances": [{"age": 7, "name": "Eva"}, {"age": 300, "name": "x"}]}
+    )
     assert (bad.status, bad.json) == (400, {"error": "input 'age'[1] is 300: expected 0 to 255 for UINT8"})
 
 
@@ -139,7 +107,11 @@ def test_an_error_in_a_handler_has_its_status_on_every_wire(failing, wire, how, 
 
 
 def test_a_faults_original_is_in_the_log_and_not_in_the_answer(failing):
-    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}], "parameters": {"how": "bug"}, "id": "r-17"}
+    body = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}],
+        "parameters": {"how": "bug"},
+        "id": "r-17",
+    }
     reply = http(failing.http_url, "/v2/models/m/infer", body)
     assert reply.status == 500
     assert reply.json == {"error": "model 'm' failed (request id r-17); the server's log has the reason"}
@@ -197,7 +169,9 @@ def test_an_encoded_body_is_refused_rather_than_misread(doubler):
 
 
 def test_a_content_type_with_a_charset_is_ordinary(doubler):
-    reply = http(doubler.http_url, "/v1/models/m:predict", {"instances": [3]}, content_type="application/json; charset=utf-8")
+    reply = http(
+        doubler.http_url, "/v1/models/m:predict", {"instances": [3]}, content_type="application/json; charset=utf-8"
+    )
     assert reply.json == {"predictions": [6]}
 
 
@@ -212,18 +186,29 @@ def test_only_the_requested_outputs_come_back(doubler):
 def test_an_answer_says_its_revision_and_where_its_time_went(doubler):
     reply = http(doubler.http_url, "/v1/models/m:predict", {"instances": [3]}, x_secret="echo?")
     assert reply.headers["kservekit-revision"] == "unknown"
-    assert [part.strip().split(";")[0] for part in reply.headers["server-timing"].split(",")] == ["read", "infer", "write", "total"]
+    assert [part.strip().split(";")[0] for part in reply.headers["server-timing"].split(",")] == [
+        "read",
+        "infer",
+        "write",
+        "total",
+    ]
     assert "echo?" not in str(reply.headers)
 
 
 def test_a_handler_knows_its_request():
     with served("Whoami") as server:
-        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}], "id": "r-1", "parameters": {"a": 1}}
+        body = {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}],
+            "id": "r-1",
+            "parameters": {"a": 1},
+        }
         reply = http(server.http_url, "/v2/models/m/infer", body, x_tenant="acme")
         assert reply.json["outputs"][0]["data"] == ["r-1", "acme", "{'a': 1}"]
         channel = grpc.insecure_channel(server.grpc_url)
         request = messages.ModelInferRequest(model_name="m", id="r-2")
-        reply, call = stubs.GRPCInferenceServiceStub(channel).ModelInfer.with_call(request, metadata=(("x-tenant", "acme"),), timeout=30)
+        reply, call = stubs.GRPCInferenceServiceStub(channel).ModelInfer.with_call(
+            request, metadata=(("x-tenant", "acme"),), timeout=30
+        )
         assert b"acme" in reply.raw_output_contents[0]
         assert dict(call.trailing_metadata())["kservekit-revision"] == "unknown"
         channel.close()
@@ -287,7 +272,11 @@ def test_a_transformer_reaches_its_predictor_in_each_of_kserves_protocols(predic
 
 
 def test_a_transformer_may_name_the_predictors_model_apart_from_its_own(predictor):
-    flags = (f"--predictor_host={predictor.grpc_url}", "--predictor_protocol=grpc-v2", "--enable_predictor_health_check")
+    flags = (
+        f"--predictor_host={predictor.grpc_url}",
+        "--predictor_protocol=grpc-v2",
+        "--enable_predictor_health_check",
+    )
     with served("Tenfold", *flags, predictor_model="doubles") as server:
         assert ask(server, "v2 binary", {"x": floats([1, 2, 3])}).tensors["tenfold"].tolist() == [[2, 4, 6]]
 
@@ -339,7 +328,7 @@ def test_our_models_run_under_a_stock_kserve_server(tmp_path):
         reply = http(address.http_url, "/v1/models/m:predict", {"instances": [{"age": 300, "name": "x"}]})
         assert (reply.status, reply.json["error"]) == (400, "input 'age'[0] is 300: expected 0 to 255 for UINT8")
         for wire in WIRES[2:]:
-            answer = ask_model(address, wire, "d", {"x": floats([1, 2])})
+            answer = ask(address, wire, {"x": floats([1, 2])}, model="d")
             assert answer.tensors["x"].tolist() == [[2, 4]]
 
 
@@ -361,7 +350,13 @@ def test_a_taken_port_stops_the_server_with_one_sentence(flag):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = kservekit("serve", f"{MODELS}:Doubler", *free_ports(), f"{flag}={port}", env={**os.environ, "KSERVEKIT_HOST": "127.0.0.1"})
+        done = kservekit(
+            "serve",
+            f"{MODELS}:Doubler",
+            *free_ports(),
+            f"{flag}={port}",
+            env={**os.environ, "KSERVEKIT_HOST": "127.0.0.1"},
+        )
     assert done.returncode == 1
     assert f"port {port} on 127.0.0.1 cannot be bound" in done.stderr
     assert flag in done.stderr
@@ -385,7 +380,10 @@ def test_a_signal_ends_the_server_in_order(number):
         (("serve", "no_such_module:Class"), "no module 'no_such_module' here or installed"),
         (("serve", f"{MODELS}:Nix"), "has no 'Nix'; its classes: "),
         (("serve", f"{MODELS}:Doubler", "--workers=2"), "--workers is 2: expected 1"),
-        (("serve", "kservekit.predictors.onnx:OnnxPredictor"), "KSERVEKIT_ONNX_MODEL_PATH is '/mnt/models/model.onnx': no such file"),
+        (
+            ("serve", "kservekit.predictors.onnx:OnnxPredictor"),
+            "KSERVEKIT_ONNX_MODEL_PATH is '/mnt/models/model.onnx': no such file",
+        ),
     ],
 )
 def test_what_is_in_the_way_of_serving_is_one_sentence_and_exit_code_1(arguments, reason):
@@ -420,7 +418,11 @@ def test_an_unknown_verb_is_exit_code_2():
 
 
 def test_json_is_what_kserve_clients_expect(doubler):
-    reply = http(doubler.http_url, "/v2/models/m/infer", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}], "id": "5"})
+    reply = http(
+        doubler.http_url,
+        "/v2/models/m/infer",
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}], "id": "5"},
+    )
     assert json.loads(reply.body) == {
         "model_name": "m",
         "model_version": "1",

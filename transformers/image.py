@@ -41,11 +41,14 @@ class ImageTransformer(Transformer):
             raise CannotStart(f"KSERVEKIT_IMAGE_LAYOUT is {self.settings.layout!r}: expected NCHW or NHWC")
         if self.settings.resize < self.settings.size:
             raise CannotStart(
-                f"KSERVEKIT_IMAGE_RESIZE is {self.settings.resize}: expected at least KSERVEKIT_IMAGE_SIZE, {self.settings.size}"
+                f"KSERVEKIT_IMAGE_RESIZE is {self.settings.resize}: "
+                f"expected at least KSERVEKIT_IMAGE_SIZE, {self.settings.size}"
             )
         for field in ("size", "top"):
             if getattr(self.settings, field) < 1:
-                raise CannotStart(f"KSERVEKIT_IMAGE_{field.upper()} is {getattr(self.settings, field)}: expected 1 or more")
+                raise CannotStart(
+                    f"KSERVEKIT_IMAGE_{field.upper()} is {getattr(self.settings, field)}: expected 1 or more"
+                )
         for field in ("mean", "std"):
             values = getattr(self.settings, field)
             if len(values) != 3 or (field == "std" and 0 in values):
@@ -68,10 +71,14 @@ class ImageTransformer(Transformer):
             raise ModelError(f"the predictor gave {', '.join(map(repr, tensors))}: expected one output, the scores")
         scores = next(iter(tensors.values()))
         if scores.ndim != 2 or scores.dtype.kind not in "fV":
-            raise ModelError(f"the predictor gave {scores.dtype} of shape {list(scores.shape)}: expected scores [n, classes]")
+            raise ModelError(
+                f"the predictor gave {scores.dtype} of shape {list(scores.shape)}: expected scores [n, classes]"
+            )
         scores = scores.astype(np.float32)
         if self.labels is not None and scores.shape[1] != len(self.labels):
-            raise ModelError(f"the model has {scores.shape[1]} classes, and KSERVEKIT_IMAGE_LABELS {len(self.labels)} lines")
+            raise ModelError(
+                f"the model has {scores.shape[1]} classes, and KSERVEKIT_IMAGE_LABELS {len(self.labels)} lines"
+            )
         if self.settings.softmax:
             scores = np.exp(scores - scores.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
@@ -85,7 +92,9 @@ class ImageTransformer(Transformer):
         if not self._input_name:
             inputs = (await self.backend.spec(self.predictor_model)).inputs
             if len(inputs) > 1:
-                raise ModelError(f"the predictor takes {', '.join(repr(item.name) for item in inputs)}: expected one input")
+                raise ModelError(
+                    f"the predictor takes {', '.join(repr(item.name) for item in inputs)}: expected one input"
+                )
             self._input_name = inputs[0].name if inputs else "image"  # v1 has no metadata, and needs no name
         return self._input_name
 
@@ -93,11 +102,13 @@ class ImageTransformer(Transformer):
         pixels = self.pixels(files)
         with stage("normalize"):
             if self.settings.layout == "NHWC":
-                return pixels * self._scale - self._shift
-            result = np.empty((len(pixels), 3, self.settings.size, self.settings.size), dtype=np.float32)
-            np.multiply(pixels.transpose(0, 3, 1, 2), self._scale[:, None, None], out=result)
-            result -= self._shift[:, None, None]
-            return result
+                nhwc: np.ndarray = np.multiply(pixels, self._scale, dtype=np.float32)
+                nhwc -= self._shift
+                return nhwc
+            nchw = np.empty((len(pixels), 3, self.settings.size, self.settings.size), dtype=np.float32)
+            np.multiply(pixels.transpose(0, 3, 1, 2), self._scale[:, None, None], out=nchw)
+            nchw -= self._shift[:, None, None]
+            return nchw
 
     def pixels(self, files: np.ndarray) -> np.ndarray:
         """UINT8 [n, size, size, 3] from n files; UnsupportedMedia, InvalidInput or PayloadTooLarge names the file."""
@@ -110,7 +121,7 @@ class ImageTransformer(Transformer):
             result[index] = self._square(file, f"image {index}")
         return result
 
-    def _square(self, file: bytes, label: str) -> Image.Image:
+    def _square(self, file: bytes, label: str) -> np.ndarray:
         with stage("decode_image"):
             picture = self._decoded(file, label)
         with stage("resize"):
@@ -118,7 +129,8 @@ class ImageTransformer(Transformer):
             side = min(picture.size) * self.settings.size / self.settings.resize
             left, top = (picture.width - side) / 2, (picture.height - side) / 2
             square = (self.settings.size, self.settings.size)
-            return picture.resize(square, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+            box = (left, top, left + side, top + side)
+            return np.asarray(picture.resize(square, Image.Resampling.BICUBIC, box=box))
 
     def _decoded(self, file: bytes, label: str) -> Image.Image:
         try:

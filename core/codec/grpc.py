@@ -12,7 +12,7 @@ import numpy as np
 from kservekit.codec.message import Answer, Request
 from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput
-from kservekit.tensors import ModelSpec, TensorSpec, Tensors, datatype_of, numpy_dtype
+from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -123,7 +123,9 @@ def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
     if count and wide is not dtype:
         limits = np.iinfo(dtype)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
-            raise InvalidInput(f"{label} holds a value outside {limits.min} to {limits.max}, the range of {item.datatype}")
+            raise InvalidInput(
+                f"{label} holds a value outside {limits.min} to {limits.max}, the range of {item.datatype}"
+            )
     return found.astype(dtype, copy=False).reshape(shape)
 
 

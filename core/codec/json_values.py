@@ -198,7 +198,9 @@ def _cast(found: np.ndarray, datatype: str, label: str) -> np.ndarray:
         if found.dtype.kind == "f":
             _refuse(found, np.trunc(found) != found, f"expected a whole number for {datatype}", label)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
-            outside = (found < limits.min) | (found > limits.max) | (found == found.max()) & (int(found.max()) > limits.max)
+            outside = (
+                (found < limits.min) | (found > limits.max) | (found == found.max()) & (int(found.max()) > limits.max)
+            )
             _refuse(found, outside, f"expected {limits.min} to {limits.max} for {datatype}", label)
         return found.astype(dtype)
     with np.errstate(over="ignore"):

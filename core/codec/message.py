@@ -39,9 +39,8 @@ class Answer:
         if outputs:
             unknown = [name for name in outputs if name not in self.tensors]
             if unknown:
-                raise InvalidInput(
-                    f"unknown output {', '.join(map(repr, unknown))}: this model gives {', '.join(map(repr, self.tensors))}"
-                )
+                unknown_names, names = (", ".join(map(repr, found)) for found in (unknown, self.tensors))
+                raise InvalidInput(f"unknown output {unknown_names}: this model gives {names}")
             self.tensors = {name: self.tensors[name] for name in outputs}
         return self
 
@@ -50,5 +49,7 @@ class Answer:
         lengths = {name: array.shape[0] if array.ndim else None for name, array in self.tensors.items()}
         if len(set(lengths.values())) != 1 or None in lengths.values():
             shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in self.tensors.items())
-            raise ModelError(f"v1 answers in rows, and these outputs share no first dimension: {shapes or 'none'}; ask by v2")
+            raise ModelError(
+                f"v1 answers in rows, and these outputs share no first dimension: {shapes or 'none'}; ask by v2"
+            )
         return lengths.popitem()[1] or 0

@@ -34,10 +34,9 @@ def tensor_from_raw(data: bytes | memoryview, datatype: str, shape: Sequence[Any
     dtype = numpy_dtype(datatype, label)
     if datatype == "BYTES":
         return _bytes_elements(data, count, label).reshape(shape)
-    if len(data) != count * dtype.itemsize:
-        raise InvalidInput(
-            f"{label} is {datatype} of shape {list(shape)}, which is {count * dtype.itemsize} bytes, and has {len(data)}"
-        )
+    size = count * dtype.itemsize
+    if len(data) != size:
+        raise InvalidInput(f"{label} is {datatype} of shape {list(shape)}, which is {size} bytes, and has {len(data)}")
     return np.frombuffer(data, dtype=dtype.newbyteorder("<")).view(dtype).reshape(shape)
 
 
@@ -49,14 +48,15 @@ def raw_bytes(values: np.ndarray) -> bytes | memoryview:
             parts += (struct.pack("<I", len(element)), element)
         return b"".join(parts)
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    return memoryview(values.reshape(-1).view(np.uint8)) if values.size else b""
+    return values.reshape(-1).view(np.uint8).data if values.size else b""
 
 
 def _bytes_elements(data: bytes | memoryview, count: int, label: str) -> np.ndarray:
     data = memoryview(data)
     if count * 4 > len(data):
         raise InvalidInput(f"{label} has {count} elements, each with 4 bytes of length, and only {len(data)} bytes")
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(data):
         if at + 4 > len(data):
             raise InvalidInput(f"{label} ends within the length of element {len(elements)}")

@@ -100,7 +100,9 @@ def _columns(rows: list[Any], what: str, only: Callable[[], str]) -> dict[str, l
             raise InvalidInput(f"{what} row {index} is not an object, and row 0 is one")
         if row.keys() != names:
             odd = sorted(row.keys() ^ names)
-            raise InvalidInput(f"{what} row {index} does not have the keys of row 0: look at {', '.join(map(repr, odd))}")
+            raise InvalidInput(
+                f"{what} row {index} does not have the keys of row 0: look at {', '.join(map(repr, odd))}"
+            )
     return {name: [row[name] for row in rows] for name in names}
 
 
@@ -112,7 +114,9 @@ def _array(values: Any, spec: TensorSpec | None, label: str, booleans: bool) -> 
 
 def _only(specs: tuple[TensorSpec, ...]) -> str:
     if len(specs) > 1:
-        raise InvalidInput(f"this model takes {', '.join(repr(spec.name) for spec in specs)}: give each row as an object")
+        raise InvalidInput(
+            f"this model takes {', '.join(repr(spec.name) for spec in specs)}: give each row as an object"
+        )
     return specs[0].name if specs else "input-0"
 
 

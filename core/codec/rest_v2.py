@@ -110,7 +110,9 @@ def _split(body: bytes | bytearray, json_length: str | int | None) -> tuple[memo
         return data, _Cursor(data[len(data) :])
     text = str(json_length)
     if not (text.isascii() and text.isdigit() and len(text) < 12) or int(text) > len(data):
-        raise InvalidInput(f"Inference-Header-Content-Length is {text[:40]!r}: expected 0 to {len(data)}, the body's length")
+        raise InvalidInput(
+            f"Inference-Header-Content-Length is {text[:40]!r}: expected 0 to {len(data)}, the body's length"
+        )
     return data[: int(text)], _Cursor(data[int(text) :])
 
 
@@ -149,7 +151,9 @@ def in_shape(found: np.ndarray, shape: list[Any], label: str) -> np.ndarray:
     """JSON data, flat or nested as the shape is, in that shape."""
     count = element_count(shape, label)
     if found.size != count or (found.ndim > 1 and found.shape != tuple(shape)):
-        raise InvalidInput(f"{label} has shape {shape}, which is {count} elements, and data of shape {list(found.shape)}")
+        raise InvalidInput(
+            f"{label} has shape {shape}, which is {count} elements, and data of shape {list(found.shape)}"
+        )
     return found.reshape(shape)
 
 

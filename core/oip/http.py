@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -95,7 +94,7 @@ class HttpBackend:
                 body = await reply.read()
                 if reply.status == 200:
                     return reply.headers, body
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer within {timeout_s:g} s") from None
         except aiohttp.ClientError as error:
             raise errors.Unavailable(

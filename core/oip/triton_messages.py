@@ -35,13 +35,13 @@ def _private_pool() -> Iterator[None]:
         )
     descriptor_pool.Default = lambda: pool
     if swap_symbols:
-        builder._sym_db = symbol_database.SymbolDatabase(pool=pool)  # type: ignore[attr-defined]
+        builder._sym_db = symbol_database.SymbolDatabase(pool=pool)
     try:
         yield
     finally:
         descriptor_pool.Default = default
         if swap_symbols:
-            builder._sym_db = symbols  # type: ignore[attr-defined]
+            builder._sym_db = symbols
 
 
 def _import() -> tuple[Any, Any, Any]:
@@ -55,7 +55,7 @@ def _import() -> tuple[Any, Any, Any]:
         if already is not None:
             raise ImportError(
                 f"{_TRITON} was imported before kservekit.oip, and its messages now hold the names that KServe's need "
-                "(kserve#3099); import kservekit.oip or kservekit.serving first: tritonclient.grpc works after it as ever"
+                "(kserve#3099); import kservekit.oip or kservekit.serving first, and tritonclient.grpc after it"
             )
         raise ImportError(
             f"{_TRITON} registered its messages in protobuf's default pool although a private one stood there: this "

@@ -3,7 +3,7 @@
 # Before kserve, so that tritonclient.grpc stays importable in this process (see kservekit.oip.triton_messages).
 import kservekit.oip.triton_messages  # noqa: F401  isort: skip
 from kservekit.serving.model import Predictor, Transformer, current_request
-from kservekit.serving.server import ModelServer, serve
+from kservekit.serving.server import ModelServer, flags_parser, serve
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Tensors",
     "Transformer",
     "current_request",
+    "flags_parser",
     "serve",
 ]

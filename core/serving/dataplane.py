@@ -36,7 +36,9 @@ class DataPlane:
     def model(self, name: str) -> Any:
         model = self.registry.get_model(name)
         if model is None:
-            raise ModelNotFound(f"unknown model {name!r}: this server has {', '.join(map(repr, self.names())) or 'none'}")
+            raise ModelNotFound(
+                f"unknown model {name!r}: this server has {', '.join(map(repr, self.names())) or 'none'}"
+            )
         return model
 
     async def model_ready(self, name: str) -> bool:

@@ -36,16 +36,16 @@ def result_from(answer: Answer, payload: Any, spec: ModelSpec) -> dict[str, Any]
     if isinstance(payload, InferRequest):
         outputs = [_filled(InferOutput, name, values) for name, values in answer.tensors.items()]
         # KServe's response model refuses an empty id.
-        return InferResponse(answer.id or payload.id or "-", answer.model, outputs, model_version=answer.version or None)
+        return InferResponse(
+            answer.id or payload.id or "-", answer.model, outputs, model_version=answer.version or None
+        )
     return rest_v1.payload_from(answer, spec)
 
 
 def infer_request_from(request: Request) -> InferRequest:
     """A Request as KServe's InferRequest, for a model that overrides KServe's hooks."""
     inputs = [_filled(InferInput, name, values) for name, values in request.tensors.items()]
-    return InferRequest(
-        request.model, inputs, request_id=request.id or None, model_version=request.version or None
-    )
+    return InferRequest(request.model, inputs, request_id=request.id or None, model_version=request.version or None)
 
 
 def answer_from(result: Any, request: Request) -> Answer:
@@ -58,9 +58,8 @@ def answer_from(result: Any, request: Request) -> Answer:
             for item in result["outputs"]
         }
     else:
-        raise errors.ModelError(
-            f"model {request.model!r} returned {type(result).__name__}: expected KServe's InferResponse for a v2 request"
-        )
+        found = type(result).__name__
+        raise errors.ModelError(f"model {request.model!r} returned {found}: expected KServe's InferResponse for v2")
     return Answer(tensors, model=request.model, version=request.version, id=request.id)
 
 

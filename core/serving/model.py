@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import kserve
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
@@ -33,7 +33,7 @@ def current_request() -> Request:
     return _current.get()
 
 
-class ArrayModel(kserve.Model):
+class ArrayModel(kserve.Model):  # type: ignore[misc]
     """The shared half of Predictor and Transformer.
 
     Under our server `answer` is called with arrays. Under a stock kserve.ModelServer KServe's own
@@ -179,7 +179,7 @@ class Transformer(ArrayModel):
             await self._backend.close()
 
 
-def hooks_are_ours(model: kserve.Model) -> bool:
+def hooks_are_ours(model: kserve.Model) -> TypeGuard[ArrayModel]:
     """Whether nobody overrode KServe's hooks, so that arrays may go to `answer` directly."""
     if not isinstance(model, ArrayModel):
         return False

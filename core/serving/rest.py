@@ -91,7 +91,7 @@ class RestApp:
                 continue
             methods.add(method)
             if method == scope["method"] or (method == "GET" and scope["method"] == "HEAD"):
-                arguments = {key: unquote(value or "") for key, value in match.groupdict().items()}
+                arguments: dict[str, Any] = {key: unquote(value or "") for key, value in match.groupdict().items()}
                 if method == "POST":
                     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
                     arguments |= {"headers": headers, "body": await self._body(headers, receive)}
@@ -105,7 +105,9 @@ class RestApp:
     async def _body(self, headers: Headers, receive: Any) -> bytes | bytearray:
         """The whole body; refused before it is read where it says that it is too large, and while it is."""
         limit = self.settings.max_body_bytes
-        too_large = PayloadTooLarge(f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)")
+        too_large = PayloadTooLarge(
+            f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)"
+        )
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise UnsupportedMedia(f"the body is encoded as {encoding[:40]!r}: expected none")
@@ -170,7 +172,9 @@ class RestApp:
 
     async def ready(self) -> Reply:
         if not await self.dataplane.ready():
-            raise Unavailable("the server is not ready: a model is not loaded, or its backend is not there", retry_after=1)
+            raise Unavailable(
+                "the server is not ready: a model is not loaded, or its backend is not there", retry_after=1
+            )
         return 200, dict(_JSON), dumps({"ready": True})
 
     async def server(self) -> Reply:

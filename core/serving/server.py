@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import concurrent.futures
 import contextlib
@@ -12,11 +13,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import kserve
-import kserve.model_server
 import uvicorn
+from kserve.model_server import args as flags_of_this_process
+from kserve.model_server import parser as kserve_parser
 from kserve.protocol.rest.server import _RefreshingServer  # keeps the TLS context in step with its files
 
 from kservekit import config
@@ -28,14 +30,14 @@ from kservekit.serving.rest import RestApp
 
 log = logging.getLogger(__name__)
 
-Target = kserve.Model | Callable[[str], kserve.Model]
+Target: TypeAlias = kserve.Model | Callable[[str], kserve.Model]
 """A model, its class, or anything that makes one when it is called with the model's name."""
 
 
 class ModelServer(kserve.ModelServer):  # type: ignore[misc]
     """As kserve.ModelServer, with the same arguments; `flags` are KServe's, parsed."""
 
-    def __init__(self, *, flags: Any = kserve.model_server.args, **arguments: Any) -> None:
+    def __init__(self, *, flags: Any = flags_of_this_process, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.flags = flags
         self.settings = config.read(config.ServerSettings)
@@ -109,8 +111,10 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
     def _uvicorn_config(self) -> uvicorn.Config:
         app: Any = RestApp(self.plane, self.settings, self.revision)
         if self.access_log_format:
-            from asgi_logger import AccessLoggerMiddleware
-
+            try:
+                from asgi_logger import AccessLoggerMiddleware
+            except ImportError:
+                raise CannotStart("--access_log_format needs asgi-logger: pip install 'kserve[logging]'") from None
             app = AccessLoggerMiddleware(app, format=self.access_log_format)
         return uvicorn.Config(
             app,
@@ -131,13 +135,19 @@ class _Rest(_RefreshingServer):  # type: ignore[misc]
         yield  # signals are the ModelServer's: it stops REST and gRPC together
 
 
+def flags_parser() -> argparse.ArgumentParser:
+    """KServe's own flags, as `serve` reads them."""
+    found: argparse.ArgumentParser = kserve_parser
+    return found
+
+
 def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
     """Serves one or more models with KServe's flags, from the command line where `argv` is None.
 
     A class or factory is called with --model_name. Prints what is in the way and exits with 1 where
     it cannot start.
     """
-    flags, unknown = kserve.model_server.parser.parse_known_args(argv)
+    flags, unknown = flags_parser().parse_known_args(argv)
     try:
         warnings = config.check()
         server = ModelServer(
