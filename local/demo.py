@@ -18,7 +18,7 @@ from kservekit.local import demo_report, photos
 from kservekit.local.cache import cache_folder
 from kservekit.local.server import LocalServer
 from kservekit.local.triton import TritonServer
-from kservekit.local.triton_install import TritonUnavailable
+from kservekit.local.triton_install import TritonUnavailable, find_triton
 from kservekit.oip import Backend
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.http import HttpBackend
@@ -55,8 +55,7 @@ def run(*, keep: bool = False, engine: str = "auto", say: Callable[[str], None] 
     say("[1/4] the model and the photographs")
     material = photos.prepare(cache_folder() / "demo", say)
     with _service(material, engine, say) as service:
-        say("[4/4] the photographs, over every wire")
-        report = asyncio.run(_exercise(service, material))
+        report = asyncio.run(_exercise(service, material, say))
         report.took_s = time.monotonic() - started
         print(demo_report.screen(report), flush=True)  # noqa: T201
         if keep:
@@ -99,16 +98,17 @@ def _triton(
     material: photos.PhotoDemo, engine: str, say: Callable[[str], None], stack: ExitStack
 ) -> TritonServer | None:
     say("[2/4] Triton")
-    repository = cache_folder() / "demo" / "repository"
-    files = {"model.py": ONNX_IN_TRITON, "model.onnx": material.model}
-    write_model(repository, MODEL, PHOTO_MODEL, files, max_batch_size=8)
     try:
-        return stack.enter_context(TritonServer(repository, progress=lambda line: say(f"      {line}")))
+        find_triton(progress=lambda line: say(f"      {line}"))
     except TritonUnavailable as error:
         if engine == "triton":
             raise
         say(f"      {error}\n      so ONNX Runtime serves the same model in the predictor's process")
         return None
+    repository = cache_folder() / "demo" / "repository"
+    files = {"model.py": ONNX_IN_TRITON, "model.onnx": material.model}
+    write_model(repository, MODEL, PHOTO_MODEL, files, max_batch_size=8)
+    return stack.enter_context(TritonServer(repository))
 
 
 def _image_settings(material: photos.PhotoDemo) -> dict[str, str]:
@@ -121,7 +121,8 @@ def _image_settings(material: photos.PhotoDemo) -> dict[str, str]:
     }
 
 
-async def _exercise(service: Service, material: photos.PhotoDemo) -> demo_report.Report:
+async def _exercise(service: Service, material: photos.PhotoDemo, say: Callable[[str], None]) -> demo_report.Report:
+    say("[4/4] the photographs, over every wire")
     files = {photo.path: photo.path.read_bytes() for photo in material.photos}
     base_url = f"http://{service.transformer.http_url}"
     wires: dict[str, Backend] = {

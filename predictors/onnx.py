@@ -9,7 +9,7 @@ import numpy as np
 
 from kservekit import config
 from kservekit.config import OnnxSettings
-from kservekit.errors import CannotStart
+from kservekit.errors import CannotStart, InvalidInput
 from kservekit.serving import Predictor, Tensors, TensorSpec
 
 _DATATYPES = {
@@ -57,11 +57,17 @@ class OnnxPredictor(Predictor):
         return self.ready
 
     def infer(self, tensors: Tensors) -> Tensors:
-        feed = {
-            name: values.astype(np.str_) if values.dtype.kind == "O" else values for name, values in tensors.items()
-        }
+        feed = {name: _text(name, values) if values.dtype.kind == "O" else values for name, values in tensors.items()}
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self.session.run(names, feed), strict=True))
+
+
+def _text(name: str, values: np.ndarray) -> np.ndarray:
+    """ONNX has strings and no bytes."""
+    try:
+        return np.array([value.decode() for value in values.ravel().tolist()], dtype=np.object_).reshape(values.shape)
+    except UnicodeDecodeError:
+        raise InvalidInput(f"input {name!r} holds bytes that are not UTF-8: this model takes text") from None
 
 
 def _spec(item: Any) -> TensorSpec:

@@ -14,6 +14,7 @@ pytest_plugins = ["kservekit.local.fixtures"]
 DOUBLES = ModelSpec((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
 
 DOUBLES_IN_TRITON = """
+import time
 import triton_python_backend_utils as triton
 import numpy as np
 
@@ -22,6 +23,7 @@ class TritonPythonModel:
         answers = []
         for request in requests:
             x = triton.get_input_tensor_by_name(request, "x").as_numpy()
+            time.sleep((x == 99).any())
             if (x < 0).any():
                 error = triton.TritonError("negative, in /secret/path/model.py")
                 answers.append(triton.InferenceResponse([], error))
@@ -39,7 +41,7 @@ def write_doubles(repository: Path, folder: Path, name: str = "doubles") -> None
 
 @pytest.fixture(scope="session")
 def triton(local_triton, tmp_path_factory):
-    """The real Triton with a model `doubles` that gives y = 2x and fails for what is negative."""
+    """The real Triton with a model `doubles`: y = 2x, an error for negative values, a second's thought for a 99."""
     folder = tmp_path_factory.mktemp("doubles")
     write_doubles(folder / "repository", folder)
     return local_triton(folder / "repository")

@@ -1,0 +1,176 @@
+"""kservekit demo, as a user runs it: real Triton, real processes, real photographs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from calls import kservekit
+
+from kservekit.local import demo, demo_report, photos
+from kservekit.local.cache import cache_folder
+
+COMMAND = [sys.executable, "-m", "kservekit.cli", "demo"]
+
+
+def holders(token):
+    """The processes that carry `token` in their environment."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and token.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+        except OSError:
+            continue  # it ended meanwhile, or is somebody else's
+    return found
+
+
+class Running:
+    """A demo, and a way to find every process that came of it."""
+
+    def __init__(self, *arguments, **environment):
+        self.token = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            env={**os.environ, **environment, "DEMO_TOKEN": self.token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.told = []
+        self.line = threading.Condition()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self):
+        for line in self.process.stderr:
+            with self.line:
+                self.told.append(line)
+                self.line.notify_all()
+
+    def wait_for(self, text):
+        with self.line:
+            assert self.line.wait_for(lambda: any(text in line for line in self.told), timeout=120), self.told
+
+    def end(self, number):
+        """Sends the signal to demo alone; its exit code and its screen once it has ended."""
+        self.process.send_signal(number)
+        screen, _ = self.process.communicate(timeout=60) if not self.process.stdout.closed else ("", "")
+        return self.process.returncode, screen
+
+    def wait_until_nothing_is_left(self):
+        deadline = time.monotonic() + 30
+        while left := holders(self.token):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def needs_triton(local_triton):
+    """Skips, or fails in CI, where there is no Triton; and installs it, once for all tests here."""
+
+
+def test_every_wire_answers_agrees_and_is_right_on_the_real_triton(needs_triton):
+    token = uuid.uuid4().hex
+    done = kservekit("demo", "--engine", "triton", env={**os.environ, "DEMO_TOKEN": token})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert holders(token) == []
+    screen = done.stdout
+    assert "served by Triton" in screen
+    assert "All 4 wires answered and agreed, and 4 of 4 photographs are right." in screen
+    for wire in ("v1 REST", "v2 REST JSON", "v2 REST binary", "v2 gRPC"):
+        assert re.search(rf"^  {wire} +20 +\d+\.\d +\d+\.\d  agree$", screen, re.M)
+    assert re.search(r"^  tiger cat +\d\d\.\d % █+ +espresso +9\d\.\d % █+$", screen, re.M)
+    # Triton's own statistics are part of the hop, and the hop of the whole.
+    compute, hop, total = (
+        float(re.search(rf"{name} +(\d+\.\d\d)", screen)[1])
+        for name in ("of which Triton's compute", "hop to the predictor and back", "in all, at the transformer")
+    )
+    assert 0 < compute < hop < total
+
+
+def test_kept_it_answers_the_curl_line_and_ctrl_c_stops_all(needs_triton):
+    running = Running("--keep")
+    try:
+        running.wait_for("running until Ctrl-C")
+        lines = []
+        for line in running.process.stdout:
+            lines.append(line)
+            if line.endswith("s in all.\n"):
+                break
+        shown = re.search(r"by hand.*?\n  (.*\n.*:predict)\n", "".join(lines))[1]
+        reply = subprocess.run(["sh", "-c", shown], capture_output=True, text=True, check=True)
+        assert '"predictions":[{' in reply.stdout
+        assert "tiger cat" in reply.stdout
+    finally:
+        code, _ = running.end(signal.SIGINT)
+    assert code == 0
+    assert holders(running.token) == []
+
+
+@pytest.mark.parametrize("stage", ["[2/4]", "[3/4]", "[4/4]"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_at_any_stage_leaves_nothing_running(needs_triton, stage, number):
+    running = Running()
+    running.wait_for(stage)
+    code, screen = running.end(number)
+    assert code == (130 if number == signal.SIGINT else -number)
+    assert "All 4 wires" not in screen
+    assert not any("Traceback" in line for line in running.told), running.told
+    running.wait_until_nothing_is_left()
+
+
+def test_without_triton_onnx_runtime_serves_the_same_model_and_the_demo_says_why(tmp_path):
+    # A folder with a space is one that Triton's Python backend cannot use.
+    (tmp_path / "a cache").mkdir()
+    photos.prepare(cache_folder() / "demo", print)
+    (tmp_path / "a cache" / "demo").symlink_to(cache_folder() / "demo")
+    done = kservekit("demo", env={**os.environ, "KSERVEKIT_CACHE_DIR": str(tmp_path / "a cache")})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has a path that Triton's Python backend cannot use" in done.stderr
+    assert "so ONNX Runtime serves the same model in the predictor's process" in done.stderr
+    assert "served by ONNX Runtime" in done.stdout
+    assert "All 4 wires answered and agreed, and 4 of 4 photographs are right." in done.stdout
+
+
+def test_where_triton_was_asked_for_and_cannot_be_started_the_demo_fails_with_one_message():
+    done = kservekit("demo", env={**os.environ, "KSERVEKIT_TRITONSERVER": "/no/such/tritonserver"})
+    assert done.returncode == 1
+    assert "kservekit demo: KSERVEKIT_TRITONSERVER is '/no/such/tritonserver': expected the path" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_answer_is_exit_code_1(monkeypatch, capsys):
+    prepare = photos.prepare
+
+    def with_a_false_expectation(folder, progress):
+        material = prepare(folder, progress)
+        first, *others = material.photos
+        wrong = photos.Photo(first.path, ("goldfish",), first.title, first.credit)
+        return photos.PhotoDemo(material.model, material.labels, (wrong, *others))
+
+    monkeypatch.setattr(photos, "prepare", with_a_false_expectation)
+    assert demo.run(engine="onnx", say=lambda line: None) == 1
+    screen = capsys.readouterr().out
+    assert "WRONG, expected goldfish" in screen
+    assert "WRONG: Chelsea the cat is 'tiger cat'" in screen
+    assert "All 4 wires" not in screen
+
+
+def test_a_wire_that_does_not_agree_is_said_and_fails():
+    photo = photos.Photo(Path("a.png"), ("a",), "A", "")
+    results = [demo_report.Result(photo, [("a", 0.9)], True)] * 2
+    stages = dict.fromkeys(
+        ("read", "decode_image", "resize", "normalize", "predictor", "from_tensors", "write", "total"), 1.0
+    )
+    wires = [demo_report.Wire("v1", [1.0], True), demo_report.Wire("v2", [1.0], False)]
+    report = demo_report.Report("an engine", results, wires, stages, "127.0.0.1:1", "m")
+    assert not report.right
+    assert "WRONG: v2 does not agree with v1" in demo_report.screen(report)
