@@ -1,5 +1,6 @@
 """The README's promises, typed as they stand there."""
 
+import configparser
 import dataclasses
 import os
 import re
@@ -96,9 +97,10 @@ def test_every_link_and_every_room_exists():
         assert (ROOT / target).exists(), target
     for room in re.findall(r"^\| `([a-z/]+/)`", README, re.M):
         assert (ROOT / room).is_dir(), room
-    mapped = {
-        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts
-    }
-    mapped -= {path for path in mapped if path.startswith(("build", "."))}
-    for room in mapped:
-        assert f"`{room}/`" in README, f"{room}/ is not on the README's map"
+    cfg = configparser.ConfigParser()
+    cfg.read(ROOT / "setup.cfg")
+    rooms = dict(line.split(" = ") for line in cfg["options"]["package_dir"].strip().splitlines())
+    for package in cfg["options"]["packages"].split():
+        folder = rooms.get(package) or package.replace("kservekit.", f"{rooms['kservekit']}/").replace(".", "/")
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+        assert f"`{folder}/`" in README, f"{folder}/ is not on the README's map"
