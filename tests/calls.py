@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,28 @@ def ask(server: LocalServer, wire: str, tensors: dict[str, np.ndarray], *, model
             await backend.close()
 
     return asyncio.run(once())
+
+
+def eventually(holds: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether it holds by then."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """Of all processes whose environment has `NAME=value`, the id and the command line; not this one."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            pass  # it ended while we looked, or is somebody else's
+    return found
 
 
 def floats(*rows):

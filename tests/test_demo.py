@@ -6,29 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from pathlib import Path
 
 import pytest
-from calls import kservekit
+from calls import eventually, kservekit, processes_with
 
 from kservekit.local import demo, demo_report, photos
 from kservekit.local.cache import cache_folder
 
 COMMAND = [sys.executable, "-m", "kservekit.cli", "demo"]
-
-
-def holders(token):
-    """The processes that carry `token` in their environment."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and token.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
-        except OSError:
-            continue  # it ended meanwhile, or is somebody else's
-    return found
 
 
 class Running:
@@ -65,11 +52,8 @@ class Running:
         screen, _ = self.process.communicate(timeout=60) if not self.process.stdout.closed else ("", "")
         return self.process.returncode, screen
 
-    def wait_until_nothing_is_left(self):
-        deadline = time.monotonic() + 30
-        while left := holders(self.token):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.1)
+    def left(self):
+        return processes_with(f"DEMO_TOKEN={self.token}")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +65,7 @@ def test_every_wire_answers_agrees_and_is_right_on_the_real_triton(needs_triton)
     token = uuid.uuid4().hex
     done = kservekit("demo", "--engine", "triton", env={**os.environ, "DEMO_TOKEN": token})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert holders(token) == []
+    assert processes_with(f"DEMO_TOKEN={token}") == {}
     screen = done.stdout
     assert "served by Triton" in screen
     assert "All 4 wires answered and agreed, and 4 of 4 photographs are right." in screen
@@ -112,7 +96,7 @@ def test_kept_it_answers_the_curl_line_and_ctrl_c_stops_all(needs_triton):
     finally:
         code, _ = running.end(signal.SIGINT)
     assert code == 0
-    assert holders(running.token) == []
+    assert running.left() == {}
 
 
 @pytest.mark.parametrize("stage", ["[2/4]", "[3/4]", "[4/4]"])
@@ -124,7 +108,7 @@ def test_an_end_at_any_stage_leaves_nothing_running(needs_triton, stage, number)
     assert code == (130 if number == signal.SIGINT else -number)
     assert "All 4 wires" not in screen
     assert not any("Traceback" in line for line in running.told), running.told
-    running.wait_until_nothing_is_left()
+    assert eventually(lambda: not running.left()), running.left()
 
 
 def test_without_triton_onnx_runtime_serves_the_same_model_and_the_demo_says_why(tmp_path):

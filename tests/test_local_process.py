@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from calls import eventually, processes_with
 
 from kservekit.errors import CannotStart
 from kservekit.local.process import GuardedProcess
@@ -59,27 +59,11 @@ def mark() -> Iterator[str]:
 
 
 def marked(mark: str) -> dict[int, str]:
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"PREFIX={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            pass  # it ended while we looked
-    return found
+    return processes_with(f"PREFIX={mark}")
 
 
 def left(mark: str) -> list[str]:
     return [*marked(mark).values(), *(path.name for path in SHM.glob(f"{mark}*"))]
-
-
-def eventually(holds: Callable[[], object], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def guarded(script: str, log: Path, mark: str = "", *, grace_s: float = 10.0) -> GuardedProcess:

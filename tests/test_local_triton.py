@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from calls import eventually, processes_with
 
 from kservekit.errors import CannotStart
 from kservekit.local.cache import new_log
@@ -115,28 +115,11 @@ def model(repository: Path, name: str, code: str) -> Path:
 
 
 def marked(mark: str) -> dict[int, str]:
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environ = (folder / "environ").read_bytes().split(b"\0")
-            if f"KSERVEKIT_TEST_MARK={mark}".encode() in environ and int(folder.name) != os.getpid():
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            pass  # it ended while we looked
-    return found
+    return processes_with(f"KSERVEKIT_TEST_MARK={mark}")
 
 
 def shared_memory(owner: int) -> list[str]:
     return [path.name for path in SHM.glob(f"kservekit-{owner}-*")]
-
-
-def eventually(holds: Callable[[], object], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def get(url: str, path: str) -> str:

@@ -8,11 +8,10 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from calls import eventually
 
 from kservekit.errors import CannotStart
 from kservekit.local.cache import cache_folder
@@ -67,15 +66,6 @@ def python_that_says(folder: Path, *, with_library: bool = True, **facts: object
     if with_library:
         (folder / "lib" / str(told["library"])).touch()
     return program(folder / "python3.11", f"#!/bin/sh\ncat <<'FACTS'\n{json.dumps(told)}\nFACTS\n")
-
-
-def eventually(holds: Callable[[], object], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_the_cache_is_where_the_settings_say(tmp_path: Path) -> None:
