@@ -34,6 +34,23 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class BackendSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_BACKEND_"
+
+    retries: int = 2
+    """How often a call is tried again that found its backend unavailable; KServe's --predictor_request_retries
+    goes before it."""
+    retry_ratio: float = 0.2
+    """Retries may be this share of all calls, so that a backend in trouble is not given more of it."""
+    breaker_failures: int = 5
+    """After so many unavailable answers in a row calls fail at once; 0: never."""
+    breaker_cooldown_s: float = 1.0
+    """How long they do, before one is let through to see."""
+    forward_headers: tuple[str, ...] = ()
+    """Header names that travel on to the backend, besides W3C trace context, B3, x-request-id and authorization."""
+
+
+@dataclass(frozen=True)
 class TritonSettings:
     prefix: ClassVar[str] = "KSERVEKIT_TRITON_"
 
@@ -83,7 +100,7 @@ class ImageSettings:
     """The most pictures in one request."""
 
 
-ALL = (ServerSettings, TritonSettings, OnnxSettings, ImageSettings)
+ALL = (ServerSettings, BackendSettings, TritonSettings, OnnxSettings, ImageSettings)
 
 NOT_IN_A_CLASS = ("KSERVEKIT_CACHE_DIR", "KSERVEKIT_TRITONSERVER", "KSERVEKIT_REQUIRE_SERVERS")
 """Variables of kservekit.local, which each have one reader."""
@@ -162,16 +179,21 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
 _PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "text"),
     int: (_count, "a whole number"),
     float: (_positive, "a number above 0"),
     bool: (_boolean, "true or false"),
     tuple[float, ...]: (_numbers, "numbers with commas between"),
+    tuple[str, ...]: (_names, "names with commas between"),
 }
 
 
 def _example(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(f"{number:g}" for number in value)
+        return ",".join(f"{item:g}" for item in value) or "x-tenant,x-user"
     return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kservekit import config
-from kservekit.config import TritonSettings
+from kservekit.config import BackendSettings, TritonSettings
 from kservekit.oip import connect
 from kservekit.serving import ModelSpec, Predictor, Tensors, current_request
 
@@ -20,7 +20,9 @@ class TritonPredictor(Predictor):
         super().__init__(name)
         self.settings = settings or config.read(TritonSettings)
         self.triton_model = self.settings.model or name
-        self.backend = connect(self.settings.url, "grpc-v2", timeout_s=self.settings.timeout_s)
+        self.backend = connect(
+            self.settings.url, "grpc-v2", timeout_s=self.settings.timeout_s, settings=config.read(BackendSettings)
+        )
         self._spec: ModelSpec | None = None
 
     async def healthy(self) -> bool:

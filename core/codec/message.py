@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import Tensors
+
+TIMEOUT_HEADER = "kservekit-timeout-ms"
+"""REST: how long the caller waits, in milliseconds; what grpc-timeout is on gRPC."""
 
 
 @dataclass(slots=True)
@@ -24,6 +28,8 @@ class Request:
     """REST only: whether outputs come back as binary where the request does not say so of each."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Header names in lower case; gRPC metadata on gRPC."""
+    deadline: float = math.inf
+    """The moment on time.monotonic() after which nobody waits for the answer."""
 
 
 @dataclass(slots=True)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from kservekit.codec.message import Answer, Request
+from kservekit.config import BackendSettings
 from kservekit.errors import CannotStart, ModelError
+from kservekit.resilience import time_left
 from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -44,31 +46,54 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
-def connect(host: str, protocol: str = "grpc-v2", *, use_ssl: bool = False, timeout_s: float = 60.0) -> Backend:
+def connect(
+    host: str,
+    protocol: str = "grpc-v2",
+    *,
+    use_ssl: bool = False,
+    timeout_s: float = 60.0,
+    settings: BackendSettings | None = None,
+) -> Backend:
     """A client for `host` (`name`, `name:port`) in one of KServe's protocols: grpc-v2, v2 or v1.
 
-    Nothing is sent before the first call, so the server may come up later. CannotStart for a bad host.
+    With `settings` its calls are retried and guarded as these say. Nothing is sent before the first call, so the
+    server may come up later. CannotStart for a bad host.
     """
+    from kservekit.oip.resilient import ResilientBackend
+
+    if settings is not None:
+        names = (*FORWARDED_HEADERS, *settings.forward_headers)
+        wire = _wire(host, protocol, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=names)
+        return ResilientBackend(wire, settings)
+    return _wire(host, protocol, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=FORWARDED_HEADERS)
+
+
+def _wire(host: str, protocol: str, *, use_ssl: bool, timeout_s: float, forward_headers: tuple[str, ...]) -> Backend:
     if "://" in host or not host.strip():
         raise CannotStart(f"the backend's host is {host!r}: expected name or name:port, without a scheme")
     if protocol == "grpc-v2":
         from kservekit.oip.grpc import GrpcBackend
 
-        return GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s)
+        return GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=forward_headers)
     base_url = f"{'https' if use_ssl else 'http'}://{host}"
     if protocol == "v2":
         from kservekit.oip.http import HttpBackend
 
-        return HttpBackend(base_url, timeout_s=timeout_s)
+        return HttpBackend(base_url, timeout_s=timeout_s, forward_headers=forward_headers)
     if protocol == "v1":
         from kservekit.oip.http_v1 import HttpV1Backend
 
-        return HttpV1Backend(base_url, timeout_s=timeout_s)
+        return HttpV1Backend(base_url, timeout_s=timeout_s, forward_headers=forward_headers)
     raise CannotStart(f"the backend's protocol is {protocol!r}: expected grpc-v2, v2 or v1")
 
 
-def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
+def forwarded(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: headers[name] for name in names if name in headers}
+
+
+def call_timeout(request: Request, timeout_s: float) -> float:
+    """Seconds for one call: the backend's budget or what is left of the request's deadline, whichever is less."""
+    return min(timeout_s, time_left(request.deadline))
 
 
 def backend_failed(request: Request, original: str) -> ModelError:

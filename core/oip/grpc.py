@@ -10,7 +10,7 @@ import grpc.aio
 from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import backend_failed, forwarded
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, call_timeout, forwarded
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
 
@@ -27,7 +27,15 @@ _CHANNEL_OPTIONS = [
 class GrpcBackend:
     """`timeout_s` is the budget of one call. Nothing connects before the first call, which makes the channel."""
 
-    def __init__(self, host: str, *, use_ssl: bool = False, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        use_ssl: bool = False,
+        timeout_s: float = 60.0,
+        forward_headers: tuple[str, ...] = FORWARDED_HEADERS,
+    ) -> None:
+        self.forward_headers = forward_headers
         self.host = host if ":" in host else f"{host}:{443 if use_ssl else 80}"
         self.use_ssl = use_ssl
         self.timeout_s = timeout_s
@@ -46,9 +54,10 @@ class GrpcBackend:
 
     async def infer(self, request: Request) -> Answer:
         message = codec.encode_request(request, messages)
-        metadata = tuple(forwarded(request.headers).items())
+        metadata = tuple(forwarded(request.headers, self.forward_headers).items())
+        timeout_s = call_timeout(request, self.timeout_s)
         try:
-            reply = await self.stub().ModelInfer(message, timeout=self.timeout_s, metadata=metadata)
+            reply = await self.stub().ModelInfer(message, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error, request) from error
         try:
@@ -85,7 +94,7 @@ class GrpcBackend:
         details = error.details() or ""
         found = errors.from_grpc(error.code().name, details, name=name, retry_after=trailing.get("retry-after"))
         if isinstance(found, errors.DeadlineExceeded) and name is None:
-            return errors.DeadlineExceeded(f"model {request.model!r} gave no answer within {self.timeout_s:g} s")
+            return errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time")
         if isinstance(found, errors.Unavailable) and name is None:
             # gRPC's own text for this names the address that could not be reached.
             return errors.Unavailable(f"the backend of model {request.model!r} cannot be reached", retry_after=1)

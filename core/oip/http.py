@@ -11,8 +11,8 @@ import aiohttp
 from kservekit import errors
 from kservekit.codec import rest_v2
 from kservekit.codec.json_values import loads
-from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import backend_failed, forwarded
+from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, call_timeout, forwarded
 from kservekit.tensors import ModelSpec, TensorSpec
 
 
@@ -22,8 +22,16 @@ class HttpBackend:
     `binary` says whether tensors travel as binary, in and out, or as JSON.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float = 60.0, binary: bool = True) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        binary: bool = True,
+        forward_headers: tuple[str, ...] = FORWARDED_HEADERS,
+    ) -> None:
         self.binary = binary
+        self.forward_headers = forward_headers
         self.base_url = base_url.rstrip("/")
         self.timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
@@ -80,7 +88,7 @@ class HttpBackend:
         timeout_s: float | None = None,
     ) -> tuple[Mapping[str, str], bytes]:
         """One exchange: the answer's headers and body, or the ServingError that it stands for."""
-        timeout_s = timeout_s or self.timeout_s
+        timeout_s = call_timeout(request, timeout_s or self.timeout_s)
         if self._session is None:  # belongs to the loop that it was made on
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         try:
@@ -88,14 +96,18 @@ class HttpBackend:
                 method,
                 self.base_url + path,
                 data=b"".join(parts) if parts else None,
-                headers={**forwarded(request.headers), **(headers or {})},
+                headers={
+                    **forwarded(request.headers, self.forward_headers),
+                    TIMEOUT_HEADER: f"{timeout_s * 1000:.0f}",
+                    **(headers or {}),
+                },
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as reply:
                 body = await reply.read()
                 if reply.status == 200:
                     return reply.headers, body
         except TimeoutError:
-            raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer within {timeout_s:g} s") from None
+            raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time") from None
         except aiohttp.ClientError as error:
             raise errors.Unavailable(
                 f"the backend of model {request.model!r} cannot be reached", retry_after=1

@@ -150,11 +150,13 @@ class Transformer(ArrayModel):
                     f"transformer {self.name!r} has no predictor: give --predictor_host name[:port] "
                     "and --predictor_protocol grpc-v2, v2 or v1 (KServe injects the first, not the second)"
                 )
+            settings = config.read(config.BackendSettings)
             self._backend = connect(
                 found.predictor_host,
                 found.predictor_protocol,
                 use_ssl=found.predictor_use_ssl,
                 timeout_s=float(found.predictor_request_timeout_seconds),
+                settings=dataclasses.replace(settings, retries=found.predictor_request_retries or settings.retries),
             )
         return self._backend
 
