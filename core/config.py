@@ -25,6 +25,29 @@ class ServerSettings:
     """The address that REST and gRPC listen on; 127.0.0.1 on a machine that is not a pod."""
     max_body_bytes: int = 64 * 1024 * 1024
     """The largest body taken over REST; gRPC has KServe's --grpc_max_receive_message_length."""
+    max_header_bytes: int = 65536
+    """The largest head of a REST request: its line and its headers."""
+    max_tensors: int = 256
+    """The most inputs of one request."""
+    header_timeout_s: float = 10.0
+    """How long a REST request's head may take to arrive."""
+    body_timeout_s: float = 30.0
+    """How long its body may take."""
+    timeout_s: float = 60.0
+    """How long a request may take where its caller does not say less."""
+    lame_duck_ms: int = 5000
+    """After SIGTERM: how long requests are still taken while readiness says no, so that the last ones can come that
+    were on their way. Ctrl-C does not wait."""
+    handler_queue: int = 256
+    """How many requests may wait for a thread of --max_asyncio_workers."""
+    max_concurrency: int = 0
+    """The most requests at once; 0: no limit."""
+    tenant_header: str = ""
+    """The header that names a request's tenant."""
+    tenant_max_concurrency: int = 0
+    """The most requests at once of each tenant; 0: no limit."""
+    repository_api: bool = False
+    """Whether /v2/repository/models/{name}/load and unload are open."""
     server_timing: bool = False
     """Whether answers say where their time went (Server-Timing)."""
     revision: str = ""

@@ -52,7 +52,7 @@ class LocalServer:
                 *(f"--{name}={port}" for name, port in ports.items()),
                 *flags,
             ],
-            env={**inherited, "KSERVEKIT_HOST": HOST, **(settings or {})},
+            env={**inherited, "KSERVEKIT_HOST": HOST, "KSERVEKIT_LAME_DUCK_MS": "0", **(settings or {})},
             log=new_log("server", next(_numbers)),
         )
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import gzip
 import json
 import os
 import signal
 import socket
 import sys
+import zlib
 from pathlib import Path
 
 import grpc
@@ -141,7 +143,7 @@ def test_nan_is_a_model_error_in_json_and_a_value_in_binary(failing):
         ("/v2/models/m/infer", b"{", 400, "malformed JSON"),
         ("/v1/models/m:predict", b"\xff", 400, "malformed JSON"),
         ("/v1/models/m:predict", b" " * 100_001, 413, "the body is over 100000 bytes"),
-        ("/v2/repository/models/m/load", {}, 404, "no such path"),
+        ("/v2/repository/models/m/load", {}, 403, "this server does not load or unload models on request"),
     ],
 )
 def test_a_bad_request_gets_its_status_and_one_sentence(doubler, path, body, status, reason):
@@ -163,9 +165,37 @@ def test_a_body_that_grows_over_the_limit_while_it_is_read_is_refused(doubler):
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_an_encoded_body_is_refused_rather_than_misread(doubler):
-    reply = http(doubler.http_url, "/v1/models/m:predict", b"\x1f\x8b", content_encoding="gzip")
-    assert (reply.status, reply.json) == (415, {"error": "the body is encoded as 'gzip': expected none"})
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", lambda body: zlib.compress(body)[2:-4]),
+        ("GZIP", gzip.compress),
+        ("identity", bytes),
+    ],
+)
+@pytest.mark.parametrize("size", [10, 90_000])
+def test_packed_bodies_are_unpacked(doubler, encoding, pack, size):
+    body = pack(json.dumps({"instances": [3], "parameters": {"noise": "x" * size}}).encode())
+    reply = http(doubler.http_url, "/v1/models/m:predict", body, content_encoding=encoding)
+    assert reply.json == {"predictions": [6]}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "reason"),
+    [
+        ("br", b"x", 415, "the body is encoded as 'br': expected gzip, deflate or none"),
+        ("gzip", b"\x1f\x8b", 400, "the gzip body ends too soon"),
+        ("gzip", b"no", 400, "the body is not gzip"),
+        ("gzip", gzip.compress(b"{}") * 2, 400, "bytes follow the end of the gzip body"),
+        ("gzip", gzip.compress(b" " * 10**8), 413, "the body unpacks to over 100000 bytes"),
+        ("deflate", zlib.compress(b" " * 10**7), 413, "the body unpacks to over 100000 bytes"),
+    ],
+)
+def test_a_packed_body_that_is_wrong_or_a_bomb_is_refused(doubler, encoding, body, status, reason):
+    reply = http(doubler.http_url, "/v1/models/m:predict", body, content_encoding=encoding)
+    assert (reply.status, reason in reply.json["error"]) == (status, True), reply.json
 
 
 def test_a_content_type_with_a_charset_is_ordinary(doubler):
@@ -218,7 +248,7 @@ def test_server_and_model_metadata_and_readiness(declared):
     assert http(declared.http_url, "/v2").json == {
         "name": "kservekit",
         "version": __version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": ["binary_tensor_data", "model_repository"],
     }
     assert http(declared.http_url, "/v2/models/m/versions/9").status == 404
     assert http(declared.http_url, "/v2/models/m").json["inputs"] == [
@@ -379,7 +409,6 @@ def test_a_signal_ends_the_server_in_order(number):
         (("serve", "no/such.py:Class"), "'no/such.py': no such file"),
         (("serve", "no_such_module:Class"), "no module 'no_such_module' here or installed"),
         (("serve", f"{MODELS}:Nix"), "has no 'Nix'; its classes: "),
-        (("serve", f"{MODELS}:Doubler", "--workers=2"), "--workers is 2: expected 1"),
         (
             ("serve", "kservekit.predictors.onnx:OnnxPredictor"),
             "KSERVEKIT_ONNX_MODEL_PATH is '/mnt/models/model.onnx': no such file",

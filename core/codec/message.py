@@ -28,6 +28,8 @@ class Request:
     """REST only: whether outputs come back as binary where the request does not say so of each."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Header names in lower case; gRPC metadata on gRPC."""
+    tenant: str = ""
+    """Who asks, as the header says that KSERVEKIT_TENANT_HEADER names."""
     deadline: float = math.inf
     """The moment on time.monotonic() after which nobody waits for the answer."""
 

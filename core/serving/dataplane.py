@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import logging
+import time
 import uuid
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import kserve
+from kserve.model import InferenceVerb
 
 from kservekit import __version__
 from kservekit.codec.message import Answer, Request
-from kservekit.errors import ModelNotFound, NotSupported, Unavailable
+from kservekit.config import ServerSettings
+from kservekit.errors import (
+    CannotStart,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    KServeKitError,
+    ModelError,
+    ModelNotFound,
+    NotSupported,
+    Unavailable,
+)
+from kservekit.resilience import Limiter, time_left
 from kservekit.serving import kserve_types
 from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
 from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+_ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
+
 
 class DataPlane:
     """`check_predictors` is KServe's --enable_predictor_health_check: a transformer is ready when its predictor is."""
 
-    def __init__(self, registry: kserve.ModelRepository, *, check_predictors: bool = False) -> None:
+    def __init__(
+        self, registry: kserve.ModelRepository, settings: ServerSettings, *, check_predictors: bool = False
+    ) -> None:
         self.registry = registry
+        self.settings = settings
         self.check_predictors = check_predictors
         self.draining = False
+        self.all_callers = Limiter(settings.max_concurrency, "this server (KSERVEKIT_MAX_CONCURRENCY)")
+        self.per_tenant = Limiter(settings.tenant_max_concurrency, "this tenant (KSERVEKIT_TENANT_MAX_CONCURRENCY)")
+        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
 
     def server_metadata(self) -> dict[str, Any]:
-        return {"name": "kservekit", "version": __version__, "extensions": ["binary_tensor_data"]}
+        extensions = ["binary_tensor_data", "model_repository"]
+        return {"name": "kservekit", "version": __version__, "extensions": extensions}
 
     def names(self) -> list[str]:
         return list(self.registry.get_models())
@@ -36,9 +64,8 @@ class DataPlane:
     def model(self, name: str) -> Any:
         model = self.registry.get_model(name)
         if model is None:
-            raise ModelNotFound(
-                f"unknown model {name!r}: this server has {', '.join(map(repr, self.names())) or 'none'}"
-            )
+            names = ", ".join(map(repr, self.names())) or "none"
+            raise ModelNotFound(f"unknown model {name[:100]!r}: this server has {names}")
         return model
 
     async def model_ready(self, name: str) -> bool:
@@ -59,8 +86,8 @@ class DataPlane:
             return await model.spec()
         return ModelSpec()
 
-    async def metadata(self, name: str) -> dict[str, Any]:
-        """The protocol's model metadata."""
+    async def metadata(self, name: str, version: str = "") -> dict[str, Any]:
+        """The protocol's model metadata; ModelNotFound for a version that there is not."""
         model = self.model(name)
         if isinstance(model, ArrayModel):
             spec = await model.spec()
@@ -70,20 +97,59 @@ class DataPlane:
         else:
             inputs, outputs = model.get_input_types(), model.get_output_types()
             platform, versions = "", []
+        if version and versions and version not in versions:
+            raise ModelNotFound(f"model {name!r} has no version {version[:40]!r}: it has {', '.join(versions)}")
         return {"name": name, "versions": versions, "platform": platform, "inputs": inputs, "outputs": outputs}
+
+    def index(self) -> list[dict[str, str]]:
+        """The repository index, as Triton's model repository extension has it."""
+        models = self.registry.get_models().items()
+        return [
+            {"name": name, "state": "READY" if model.ready else "UNAVAILABLE", "reason": ""} for name, model in models
+        ]
+
+    async def load(self, name: str) -> None:
+        """Loads a model that was unloaded, or loads it anew."""
+        self._repository_is_open()
+        try:
+            await load_model(name, self.model(name))
+        except CannotStart as error:
+            log.error("%s", error)
+            raise ModelError(f"model {name!r} does not load; the server's log has the reason") from error
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out of service; its place is kept, so that it can be loaded again."""
+        self._repository_is_open()
+        model = self.model(name)
+        model.ready = False
+        await asyncio.to_thread(model.stop)
+
+    def _repository_is_open(self) -> None:
+        if not self.settings.repository_api:
+            raise Forbidden("this server does not load or unload models on request (KSERVEKIT_REPOSITORY_API)")
+
+    def deadline(self, asked_s: float | None) -> float:
+        """The moment until which a request may take: the caller's time or the server's, whichever is less."""
+        limit = self.settings.timeout_s
+        return time.monotonic() + (limit if asked_s is None else min(limit, asked_s))
 
     async def infer(self, request: Request) -> Answer:
         """The requested outputs; a ServingError for anything else."""
-        model = self._loaded(request.model)
         given = request.id
-        request.id = given or request.headers.get("x-request-id", "") or uuid.uuid4().hex
-        if hooks_are_ours(model):
-            answer = await model.answer(request)
-        else:
-            result = await self._through_hooks(model, kserve_types.infer_request_from(request), request)
-            answer = kserve_types.answer_from(result, request)
+        request.id = given or request.headers.get("x-request-id") or next(_ids)
+        if len(request.tensors) > self.settings.max_tensors:
+            limit = self.settings.max_tensors
+            raise InvalidInput(f"{len(request.tensors)} inputs: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")
+        answer = await self._guarded(request, self._answer)
         answer.id = given
         return answer.only(request.outputs)
+
+    async def _answer(self, request: Request) -> Answer:
+        model = self._loaded(request.model)
+        if hooks_are_ours(model):
+            return await model.answer(request)
+        result = await self._through_hooks(model, kserve_types.infer_request_from(request), request)
+        return kserve_types.answer_from(result, request)
 
     def takes_arrays(self, name: str) -> bool:
         """Whether a v1 body is for us to read; a model that overrides KServe's hooks gets the JSON itself."""
@@ -91,12 +157,41 @@ class DataPlane:
 
     async def predict_v1(self, payload: Any, request: Request) -> Any:
         """A v1 body, as JSON, through KServe's hooks."""
-        return await self._through_hooks(self._loaded(request.model), payload, request)
+        return await self._guarded(
+            request, lambda request: self._through_hooks(self._loaded(request.model), payload, request)
+        )
 
-    async def _through_hooks(self, model: Any, payload: Any, request: Request) -> Any:
+    async def explain_v1(self, payload: Any, request: Request) -> Any:
+        """The same for KServe's explain hook; NotSupported for a model without one."""
+        model = self._loaded(request.model)
+        if getattr(type(model), "explain", kserve.Model.explain) is kserve.Model.explain:
+            raise NotSupported(f"model {request.model!r} does not explain: it has no explain hook")
+        return await self._guarded(
+            request, lambda request: self._through_hooks(model, payload, request, verb=InferenceVerb.EXPLAIN)
+        )
+
+    async def _guarded(self, request: Request, work: Callable[[Request], Awaitable[Result]]) -> Result:
+        """Within the limits on callers and the request's deadline."""
+        if not self._limited:
+            return await self._in_time(request, work)
+        if self.settings.tenant_header:
+            request.tenant = request.headers.get(self.settings.tenant_header.lower(), "")
+        with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
+            return await self._in_time(request, work)
+
+    async def _in_time(self, request: Request, work: Callable[[Request], Awaitable[Result]]) -> Result:
+        try:
+            async with asyncio.timeout(time_left(request.deadline)):
+                return await work(request)
+        except TimeoutError:
+            raise DeadlineExceeded(f"model {request.model!r} gave no answer before the request's deadline") from None
+
+    async def _through_hooks(
+        self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT
+    ) -> Any:
         with kserve_types.our_errors(request.model, request.id):
             try:
-                result, _ = await model(payload, headers=dict(request.headers))
+                result, _ = await model(payload, headers=dict(request.headers), verb=verb)
             except Exception:
                 log.exception("model failed: model=%s id=%s", request.model, request.id or "-")
                 raise
@@ -105,7 +200,21 @@ class DataPlane:
     def _loaded(self, name: str) -> Any:
         model = self.model(name)
         if not model.ready:
-            raise Unavailable(f"model {name!r} is not loaded yet", retry_after=1)
+            raise Unavailable(f"model {name!r} is not loaded", retry_after=1)
         if not callable(model):
             raise NotSupported(f"model {name!r} does not answer requests")
         return model
+
+
+async def load_model(name: str, model: Any) -> None:
+    """KServe's load hook in a thread; CannotStart says why it did not make the model ready."""
+    try:
+        loaded = await asyncio.to_thread(model.load)
+        if inspect.isawaitable(loaded):
+            await loaded
+    except KServeKitError:
+        raise
+    except Exception as error:
+        raise CannotStart(f"model {name!r} does not load: {type(error).__name__}: {error}") from error
+    if not model.ready:
+        raise CannotStart(f"model {name!r} does not load: its load() left ready at False")

@@ -1,37 +1,47 @@
-"""gRPC: the Open Inference Protocol's service, on KServe's generated classes."""
+"""gRPC: the Open Inference Protocol's service on KServe's generated classes, health checks and reflection."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 
 from kservekit.codec import grpc as codec
-from kservekit.errors import ERROR_HEADER, CannotStart, Forbidden, ModelError, ServingError
+from kservekit.errors import ERROR_HEADER, CannotStart, ModelError, ServingError
 from kservekit.serving.dataplane import DataPlane
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
 
+SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+WATCH_S = 0.5
+"""How often a health watcher looks."""
+
 
 class InferenceService(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self, dataplane: DataPlane, revision: str, *, server_timing: bool = False) -> None:
         self.dataplane = dataplane
-        self.revision = revision
+        self.revision = ("kservekit-revision", revision)
         self.server_timing = server_timing
 
     async def ModelInfer(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        trailing = [("kservekit-revision", self.revision)]
         with timing.measured() as stages:
             try:
                 with timing.stage("total"):
+                    self.dataplane.model(message.model_name)
+                    deadline = self.dataplane.deadline(context.time_remaining())
                     with timing.stage("read"):
-                        self.dataplane.model(message.model_name)
                         request = codec.decode_request(message)
+                    request.deadline = deadline
                     request.headers = {
                         key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
                     }
@@ -41,8 +51,9 @@ class InferenceService(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc
             except Exception as error:
                 await self._abort(context, error)
         if self.server_timing:
-            trailing.append(("server-timing", timing.as_header(stages)))
-        context.set_trailing_metadata(tuple(trailing))
+            context.set_trailing_metadata((self.revision, ("server-timing", timing.as_header(stages))))
+        else:
+            context.set_trailing_metadata((self.revision,))
         return reply
 
     async def ServerLive(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -53,8 +64,10 @@ class InferenceService(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc
 
     async def ModelReady(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
+            if message.version:
+                await self.dataplane.metadata(message.name, message.version)
             return messages.ModelReadyResponse(ready=await self.dataplane.model_ready(message.name))
-        except ServingError as error:
+        except Exception as error:
             await self._abort(context, error)
 
     async def ServerMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -62,42 +75,85 @@ class InferenceService(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc
 
     async def ModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
-            return messages.ModelMetadataResponse(**await self.dataplane.metadata(message.name))
-        except ServingError as error:
+            return messages.ModelMetadataResponse(**await self.dataplane.metadata(message.name, message.version))
+        except Exception as error:
             await self._abort(context, error)
 
     async def RepositoryModelLoad(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        await self._abort(context, Forbidden("this server does not load models on request"))
+        try:
+            await self.dataplane.load(message.model_name)
+            return messages.RepositoryModelLoadResponse(model_name=message.model_name, isLoaded=True)
+        except Exception as error:
+            await self._abort(context, error)
 
     async def RepositoryModelUnload(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        await self._abort(context, Forbidden("this server does not unload models on request"))
+        try:
+            await self.dataplane.unload(message.model_name)
+            return messages.RepositoryModelUnloadResponse(model_name=message.model_name, isUnloaded=True)
+        except Exception as error:
+            await self._abort(context, error)
 
     async def _abort(self, context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
         if not isinstance(error, ServingError):
             log.error("a fault of the server itself", exc_info=error)
             error = ModelError("the server failed; its log has the reason")
-        trailing = [("kservekit-revision", self.revision), (ERROR_HEADER, type(error).__name__)]
+        trailing = [self.revision, (ERROR_HEADER, type(error).__name__)]
         if error.retry_after is not None:
-            trailing.append(("retry-after", f"{error.retry_after:g}"))
+            trailing.append(("retry-after", str(math.ceil(error.retry_after))))
         await context.abort(getattr(grpc.StatusCode, error.grpc), error.message, tuple(trailing))
         raise AssertionError("abort raises")
 
 
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1: "" and the inference service stand for the server, other names for models."""
+
+    def __init__(self, dataplane: DataPlane) -> None:
+        self.dataplane = dataplane
+
+    async def Check(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
+        status = await self._status(message.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service or model {message.service[:100]!r}")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, message: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        told = None
+        while True:
+            status = await self._status(message.service)
+            if status != told:
+                told = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            await asyncio.sleep(WATCH_S)
+
+    async def _status(self, service: str) -> Any:
+        try:
+            if service in ("", SERVICE):
+                ready = await self.dataplane.ready()
+            else:
+                ready = await self.dataplane.model_ready(service)
+        except ServingError:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 async def start(
-    service: InferenceService, host: str, port: int, *, max_send_bytes: int, max_receive_bytes: int
+    service: InferenceService, host: str, port: int, *, max_send_bytes: int, max_receive_bytes: int, share_port: bool
 ) -> grpc.aio.Server:
-    """A server that listens; CannotStart where the port is taken."""
+    """A server that listens; CannotStart where the port is taken. `share_port`: with other workers of this server."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_send_message_length", max_send_bytes),
             ("grpc.max_receive_message_length", max_receive_bytes),
             # Else a second server on the port would silently share its callers.
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(share_port)),
         ]
     )
     stubs.add_GRPCInferenceServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(service.dataplane), server)
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
     try:
-        server.add_insecure_port(f"{host}:{port}")
+        server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
         raise CannotStart(f"gRPC port {port} on {host} cannot be bound; choose another with --grpc_port") from None
     await server.start()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import kserve
 import kserve.errors
 import numpy as np
 from kserve import InferInput, InferOutput, InferRequest, InferResponse
@@ -13,6 +16,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse
 from kservekit import errors
 from kservekit.codec import rest_v1
 from kservekit.codec.message import Answer, Request
+from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec, datatype_of
 
 
@@ -61,6 +65,24 @@ def answer_from(result: Any, request: Request) -> Answer:
         found = type(result).__name__
         raise errors.ModelError(f"model {request.model!r} returned {found}: expected KServe's InferResponse for v2")
     return Answer(tensors, model=request.model, version=request.version, id=request.id)
+
+
+def keep_off_the_loop(model: Any) -> None:
+    """Puts a model's plain hooks into the handler pool; KServe calls them on the event loop."""
+    for name in ("preprocess", "predict", "postprocess", "explain"):
+        hook = getattr(model, name, None)
+        # Those of KServe's base class pass their argument on, and are not worth a thread.
+        inherited = getattr(type(model), name, None) is getattr(kserve.Model, name, None)
+        if hook is not None and not inherited and not inspect.iscoroutinefunction(hook):
+            setattr(model, name, _in_pool(hook))
+
+
+def _in_pool(hook: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(hook)
+    async def pooled(*arguments: Any, **named: Any) -> Any:
+        return await handler_pool().run(functools.partial(hook, *arguments, **named))
+
+    return pooled
 
 
 @contextlib.contextmanager

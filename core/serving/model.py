@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import dataclasses
 import inspect
@@ -18,6 +17,7 @@ from kservekit.codec.message import Answer, Request
 from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound
 from kservekit.oip import Backend, connect
 from kservekit.serving import kserve_types
+from kservekit.serving.pool import handler_pool
 from kservekit.telemetry.timing import stage
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, check_outputs
 
@@ -82,7 +82,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
             if inspect.iscoroutinefunction(handler):
                 outputs = await handler(tensors)
             else:
-                outputs = await asyncio.to_thread(handler, tensors)
+                outputs = await handler_pool().run(handler, tensors)
             return check_outputs(outputs, f"{type(self).__name__}.{getattr(handler, '__name__', 'handler')}")
         except KServeKitError:
             raise

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import os
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
 
-from prometheus_client import REGISTRY, exposition
+from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
 from kservekit.codec import rest_v1, rest_v2
+from kservekit.codec.compression import unpack
 from kservekit.codec.json_values import dumps, loads
-from kservekit.codec.message import Request
+from kservekit.codec.message import TIMEOUT_HEADER, Request
 from kservekit.config import ServerSettings
 from kservekit.errors import (
     Cancelled,
+    InvalidInput,
     KServeKitError,
     ModelError,
-    ModelNotFound,
     PayloadTooLarge,
     ServingError,
     Unavailable,
-    UnsupportedMedia,
 )
+from kservekit.serving import cloudevents
 from kservekit.serving.dataplane import DataPlane
+from kservekit.serving.departure import Departure
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -36,6 +41,9 @@ _JSON = {"content-type": "application/json"}
 _VERSION = r"(?:/versions/(?P<version>[^/]+))?"
 _NAME = r"(?P<name>[^/:]+)"
 
+UNPACK_IN_THREAD_BYTES = 32_768
+"""Packed bodies from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
+
 
 class RestApp:
     """`revision` is what each answer's kservekit-revision header says, so that a canary can be told from its stable."""
@@ -43,12 +51,13 @@ class RestApp:
     def __init__(self, dataplane: DataPlane, settings: ServerSettings, revision: str) -> None:
         self.dataplane = dataplane
         self.settings = settings
-        self.revision = revision
+        self.revision = revision.encode("latin-1", "replace")
         self.routes: list[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]]] = [
             (method, re.compile(path), handler)
             for method, path, handler in (
                 ("POST", rf"/v2/models/{_NAME}{_VERSION}/infer", self.infer_v2),
                 ("POST", rf"/v1/models/{_NAME}:predict", self.predict_v1),
+                ("POST", rf"/v1/models/{_NAME}:explain", self.explain_v1),
                 ("GET", r"/v2/health/live", self.live),
                 ("GET", r"/v2/health/ready", self.ready),
                 ("GET", rf"/v2/models/{_NAME}{_VERSION}/ready", self.model_ready),
@@ -56,6 +65,9 @@ class RestApp:
                 ("GET", r"/metrics", self.metrics),
                 ("GET", rf"/v2/models/{_NAME}{_VERSION}", self.metadata),
                 ("GET", r"/v[12]/models", self.models),
+                ("POST", r"/v2/repository/index", self.index),
+                ("POST", rf"/v2/repository/models/{_NAME}/load", self.load),
+                ("POST", rf"/v2/repository/models/{_NAME}/unload", self.unload),
                 ("GET", r"/v2", self.server),
                 ("GET", r"/", self.alive),
             )
@@ -73,11 +85,12 @@ class RestApp:
             except Exception:
                 log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
                 status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
-        headers["kservekit-revision"] = self.revision
-        if self.settings.server_timing:
-            headers["server-timing"] = timing.as_header(stages)
-        headers["content-length"] = str(len(body))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        raw += ((b"kservekit-revision", self.revision), (b"content-length", b"%d" % len(body)))
+        if self.settings.server_timing:
+            raw.append((b"server-timing", timing.as_header(stages).encode()))
+        if self.dataplane.draining:
+            raw.append((b"connection", b"close"))  # so that a pool of connections finds another server in time
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
@@ -92,10 +105,12 @@ class RestApp:
             methods.add(method)
             if method == scope["method"] or (method == "GET" and scope["method"] == "HEAD"):
                 arguments: dict[str, Any] = {key: unquote(value or "") for key, value in match.groupdict().items()}
-                if method == "POST":
-                    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-                    arguments |= {"headers": headers, "body": await self._body(headers, receive)}
-                return await handler(**arguments)
+                if method != "POST":
+                    return await handler(**arguments)
+                headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+                arguments |= {"headers": headers, "body": await self._body(headers, receive)}
+                async with Departure(receive):
+                    return await handler(**arguments)
         if methods:
             allow = ", ".join(sorted(methods))
             text = f"{scope['method']} is not for {path[:200]}: expected {allow}"
@@ -105,30 +120,58 @@ class RestApp:
     async def _body(self, headers: Headers, receive: Any) -> bytes | bytearray:
         """The whole body; refused before it is read where it says that it is too large, and while it is."""
         limit = self.settings.max_body_bytes
-        too_large = PayloadTooLarge(
-            f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)"
-        )
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise UnsupportedMedia(f"the body is encoded as {encoding[:40]!r}: expected none")
         if int(headers.get("content-length", 0)) > limit:
-            raise too_large
-        body = bytearray()
+            raise self._too_large()
+        body: bytes | bytearray
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                message = await receive()
+                body = message.get("body", b"")
+                if message.get("more_body"):
+                    body = bytearray(body)
+                    await self._rest_of(body, receive)
+        except TimeoutError:
+            raise SlowSender(f"the body took over {self.settings.body_timeout_s:g} s to arrive") from None
+        if message["type"] == "http.disconnect":
+            raise Cancelled("the caller went away before its request was whole")
+        if len(body) > limit:
+            raise self._too_large()
+        encoding = headers.get("content-encoding")
+        if encoding is None:
+            return body
+        if len(body) < UNPACK_IN_THREAD_BYTES:
+            return unpack(body, encoding, limit)
+        return await asyncio.to_thread(unpack, body, encoding, limit)
+
+    async def _rest_of(self, body: bytearray, receive: Any) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Cancelled("the caller went away before its request was whole")
-            if len(body) + len(message.get("body", b"")) > limit:
-                raise too_large
             body += message.get("body", b"")
+            if len(body) > self.settings.max_body_bytes:
+                raise self._too_large()
             if not message.get("more_body"):
-                return body
+                return
+
+    def _too_large(self) -> PayloadTooLarge:
+        limit = self.settings.max_body_bytes
+        return PayloadTooLarge(f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)")
+
+    def _deadline(self, headers: Headers) -> float:
+        asked = headers.get(TIMEOUT_HEADER)
+        if asked is None:
+            return self.dataplane.deadline(None)
+        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10):
+            raise InvalidInput(f"{TIMEOUT_HEADER} is {asked[:40]!r}: expected whole milliseconds, such as 500")
+        return self.dataplane.deadline(int(asked) / 1000)
 
     async def infer_v2(self, name: str, version: str, headers: Headers, body: bytes) -> Reply:
         self.dataplane.model(name)
+        deadline = self._deadline(headers)
         with timing.stage("read"):
             request = rest_v2.decode_request(body, headers.get(rest_v2.JSON_LENGTH_HEADER))
-        request.model, request.version, request.headers = name, version, headers
+        request.model, request.version, request.headers, request.deadline = name, version, headers, deadline
         answer = await self.dataplane.infer(request)
         with timing.stage("write"):
             parts, json_length = rest_v2.encode_answer(answer, request, await self.dataplane.spec(name))
@@ -138,31 +181,50 @@ class RestApp:
         return 200, {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}, written
 
     async def predict_v1(self, name: str, headers: Headers, body: bytes) -> Reply:
+        event, body = cloudevents.opened(headers, body)
+        deadline = self._deadline(headers)
         if not self.dataplane.takes_arrays(name):
-            request = Request({}, model=name, headers=headers)
-            return 200, dict(_JSON), dumps(await self.dataplane.predict_v1(loads(body), request))
+            request = Request({}, model=name, headers=headers, deadline=deadline)
+            written = dumps(await self.dataplane.predict_v1(loads(body), request))
+            return cloudevents.closed(event, name, 200, dict(_JSON), written)
         spec = await self.dataplane.spec(name)
         with timing.stage("read"):
             request = rest_v1.decode_request(body, spec)
-        request.model, request.headers = name, headers
+        request.model, request.headers, request.deadline = name, headers, deadline
         answer = await self.dataplane.infer(request)
         with timing.stage("write"):
             written = rest_v1.encode_answer(answer, spec)
-        return 200, dict(_JSON), written
+        return cloudevents.closed(event, name, 200, dict(_JSON), written)
+
+    async def explain_v1(self, name: str, headers: Headers, body: bytes) -> Reply:
+        event, body = cloudevents.opened(headers, body)
+        request = Request({}, model=name, headers=headers, deadline=self._deadline(headers))
+        written = dumps(await self.dataplane.explain_v1(loads(body), request))
+        return cloudevents.closed(event, name, 200, dict(_JSON), written)
 
     async def metadata(self, name: str, version: str) -> Reply:
-        found = await self.dataplane.metadata(name)
-        if version and found["versions"] and version not in found["versions"]:
-            raise ModelNotFound(f"model {name!r} has no version {version!r}: it has {', '.join(found['versions'])}")
-        return 200, dict(_JSON), dumps(found)
+        return 200, dict(_JSON), dumps(await self.dataplane.metadata(name, version))
 
     async def model_ready(self, name: str, version: str = "") -> Reply:
+        if version:
+            await self.dataplane.metadata(name, version)
         if not await self.dataplane.model_ready(name):
             raise Unavailable(f"model {name!r} is not ready", retry_after=1)
         return 200, dict(_JSON), dumps({"name": name, "ready": True})
 
     async def models(self) -> Reply:
         return 200, dict(_JSON), dumps({"models": self.dataplane.names()})
+
+    async def index(self, headers: Headers, body: bytes) -> Reply:
+        return 200, dict(_JSON), dumps(self.dataplane.index())
+
+    async def load(self, name: str, headers: Headers, body: bytes) -> Reply:
+        await self.dataplane.load(name)
+        return 200, dict(_JSON), dumps({"name": name, "load": True})
+
+    async def unload(self, name: str, headers: Headers, body: bytes) -> Reply:
+        await self.dataplane.unload(name)
+        return 200, dict(_JSON), dumps({"name": name, "unload": True})
 
     async def alive(self) -> Reply:
         return 200, dict(_JSON), dumps({"status": "alive"})
@@ -172,9 +234,8 @@ class RestApp:
 
     async def ready(self) -> Reply:
         if not await self.dataplane.ready():
-            raise Unavailable(
-                "the server is not ready: a model is not loaded, or its backend is not there", retry_after=1
-            )
+            text = "the server is not ready: a model is not loaded, or its backend is not there"
+            raise Unavailable(text, retry_after=1)
         return 200, dict(_JSON), dumps({"ready": True})
 
     async def server(self) -> Reply:
@@ -182,7 +243,17 @@ class RestApp:
 
     async def metrics(self) -> Reply:
         encoder, content_type = exposition.choose_encoder("")
-        return 200, {"content-type": content_type}, encoder(REGISTRY)
+        registry = REGISTRY
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # set by the supervisor of several workers: all of theirs
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)
+        return 200, {"content-type": content_type}, await asyncio.to_thread(encoder, registry)
+
+
+class SlowSender(ServingError):
+    """REST alone: the time that a body's sender takes is no concern of gRPC's messages."""
+
+    http = 408
 
 
 def error_reply(error: KServeKitError) -> Reply:
@@ -191,7 +262,7 @@ def error_reply(error: KServeKitError) -> Reply:
     headers = dict(_JSON)
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
-        headers["retry-after"] = f"{retry_after:g}"
-    if status == 413:
+        headers["retry-after"] = str(math.ceil(retry_after))
+    if status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is still on its way
     return status, headers, dumps({"error": str(error)})

@@ -10,7 +10,6 @@ import inspect
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -24,14 +23,21 @@ from kserve.protocol.rest.server import _RefreshingServer  # keeps the TLS conte
 from kservekit import config
 from kservekit.errors import CannotStart, KServeKitError
 from kservekit.serving import grpc as grpc_server
-from kservekit.serving.dataplane import DataPlane
-from kservekit.serving.model import ArrayModel, Transformer
+from kservekit.serving import pool, workers
+from kservekit.serving.dataplane import DataPlane, load_model
+from kservekit.serving.http_protocol import limited_protocol
+from kservekit.serving.kserve_types import keep_off_the_loop
+from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
 from kservekit.serving.rest import RestApp
 
 log = logging.getLogger(__name__)
 
 Target: TypeAlias = kserve.Model | Callable[[str], kserve.Model]
 """A model, its class, or anything that makes one when it is called with the model's name."""
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a handler in pure Python may hold the GIL while the event loop waits: a tenth of Python's own default,
+which under four such handlers took 193 ms for a liveness probe, and takes 24 ms so."""
 
 
 class ModelServer(kserve.ModelServer):  # type: ignore[misc]
@@ -42,27 +48,36 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         self.flags = flags
         self.settings = config.read(config.ServerSettings)
         self.revision = os.environ.get("K_REVISION") or self.settings.revision or "unknown"
-        self.plane = DataPlane(self.registered_models, check_predictors=flags.enable_predictor_health_check)
+        self.plane = DataPlane(
+            self.registered_models, self.settings, check_predictors=flags.enable_predictor_health_check
+        )
+        self.worker: workers.Worker | None = None
 
     def start(self, models: Sequence[kserve.Model]) -> None:
         """Serves until SIGTERM or SIGINT; a second signal ends at once. CannotStart for all that is in the way."""
-        if self.workers > 1:
-            raise CannotStart(f"--workers is {self.workers}: expected 1; scale by replicas (minReplicas, maxReplicas)")
+        if self.workers > 1 and self.worker is None:
+            raise CannotStart(
+                f"--workers is {self.workers}, and this model is made already: expected 1, or a class or factory given "
+                "to serve(), which each worker calls for itself"
+            )
         for model in models:
             self.register_model(model)
+            if not hooks_are_ours(model):
+                keep_off_the_loop(model)
             if isinstance(model, Transformer):
                 _ = model.backend  # a transformer without a predictor should fail now, not at the first request
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        pool.resize(self.max_asyncio_workers or 0, self.settings.handler_queue)
         with asyncio.Runner(loop_factory=_loop_factory(self.event_loop)) as runner:
             runner.run(self._live())
 
     async def _live(self) -> None:
         loop = asyncio.get_running_loop()
-        threads = self.max_asyncio_workers or min(32, (os.cpu_count() or 1) + 4)
-        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="handler"))
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
-        listener = _listen(self.settings.host, self.http_port)
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="worker"))
+        stop = Stop(loop)
+        if self.worker is not None:
+            self.worker.watch_supervisor(loop, stop.now)
+        listener = workers.listen(self.settings.host, self.http_port, shared=self.worker is not None)
         rest = _Rest(self._uvicorn_config())
         grpc = None
         if self.enable_grpc:
@@ -72,9 +87,10 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 self.grpc_port,
                 max_send_bytes=self.flags.grpc_max_send_message_length,
                 max_receive_bytes=self.flags.grpc_max_receive_message_length,
+                share_port=self.worker is not None,
             )
         serving = asyncio.create_task(rest.serve(sockets=[listener]))
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(stop.asked.wait())
         try:
             # Listening comes before loading, so that a long load does not look dead to a liveness probe.
             loading = asyncio.create_task(self._load())
@@ -82,7 +98,11 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             if loading.done():
                 loading.result()
                 log.info("serving %s on http %s, grpc %s", self.plane.names(), self.http_port, self.grpc_port)
+                if self.worker is not None:
+                    self.worker.ready()
                 await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+                if stop.by == signal.SIGTERM:
+                    await self._lame_duck()
         finally:
             self.plane.draining = True
             rest.should_exit = True
@@ -93,20 +113,16 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                     await model.close()
                 model.stop()
 
+    async def _lame_duck(self) -> None:
+        """Not ready, and still serving: until those who send requests here have noticed."""
+        self.plane.draining = True
+        log.info("SIGTERM: not ready from now on, and serving for another %s ms", self.settings.lame_duck_ms)
+        await asyncio.sleep(self.settings.lame_duck_ms / 1000)
+
     async def _load(self) -> None:
         for name, model in self.registered_models.get_models().items():
-            if model.ready:
-                continue
-            try:
-                loaded = await asyncio.to_thread(model.load)
-                if inspect.isawaitable(loaded):
-                    await loaded
-            except KServeKitError:
-                raise
-            except Exception as error:
-                raise CannotStart(f"model {name!r} does not load: {type(error).__name__}: {error}") from error
             if not model.ready:
-                raise CannotStart(f"model {name!r} does not load: its load() left ready at False")
+                await load_model(name, model)
 
     def _uvicorn_config(self) -> uvicorn.Config:
         app: Any = RestApp(self.plane, self.settings, self.revision)
@@ -118,6 +134,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             app = AccessLoggerMiddleware(app, format=self.access_log_format)
         return uvicorn.Config(
             app,
+            http=limited_protocol(self.settings.max_header_bytes, self.settings.header_timeout_s),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -127,6 +145,22 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             ssl_keyfile=self.ssl_keyfile,
             server_header=False,
         )
+
+
+class Stop:
+    """SIGTERM and SIGINT of this process: the first asks, the second ends at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.asked = asyncio.Event()
+        self.by = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.now, number)
+
+    def now(self, number: int = signal.SIGTERM) -> None:
+        if self.asked.is_set():
+            os._exit(1)
+        self.by = number
+        self.asked.set()
 
 
 class _Rest(_RefreshingServer):  # type: ignore[misc]
@@ -144,8 +178,8 @@ def flags_parser() -> argparse.ArgumentParser:
 def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
     """Serves one or more models with KServe's flags, from the command line where `argv` is None.
 
-    A class or factory is called with --model_name. Prints what is in the way and exits with 1 where
-    it cannot start.
+    A class or factory is called with --model_name, in each worker where --workers is above 1. Prints what is in
+    the way and exits with 1 where it cannot start.
     """
     flags, unknown = flags_parser().parse_known_args(argv)
     try:
@@ -166,10 +200,15 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
                 predictor_health_check=flags.enable_predictor_health_check,
             ),
         )
-        if unknown:
+        server.worker = workers.this_worker()
+        if unknown and server.worker is None:
             warnings.append(f"KServe has no flag {' '.join(unknown)}; kservekit serve --help lists them")
         for warning in warnings:
             log.warning("%s", warning)
+        made = any(isinstance(target, kserve.Model) for target in targets)
+        if flags.workers > 1 and server.worker is None and not made:
+            ports = [server.http_port] + ([server.grpc_port] if server.enable_grpc else [])
+            sys.exit(workers.supervise(flags.workers, server.settings.host, ports))
         server.start([target if isinstance(target, kserve.Model) else target(flags.model_name) for target in targets])
     except KServeKitError as error:
         sys.exit(f"kservekit: {error}")
@@ -183,17 +222,3 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
             return uvloop.new_event_loop
     return None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise CannotStart(
-            f"HTTP port {port} on {host} cannot be bound ({error.strerror}); choose another with --http_port"
-        ) from None
-    listener.set_inheritable(True)
-    return listener
