@@ -69,6 +69,12 @@ def ask(server: LocalServer, wire: str, tensors: dict[str, np.ndarray], *, model
     return asyncio.run(once())
 
 
+def served(name: str, *flags: str, **settings: str) -> LocalServer:
+    """A model of served_models.py as `m`; `settings` without their KSERVEKIT_."""
+    environment = {f"KSERVEKIT_{key.upper()}": value for key, value in settings.items()}
+    return LocalServer(f"{MODELS}:{name}", *flags, model_name="m", settings=environment)
+
+
 def eventually(holds: Callable[[], object], seconds: float = 60.0) -> bool:
     """Whether it holds by then."""
     deadline = time.monotonic() + seconds

@@ -1,5 +1,10 @@
 """Models that the tests serve, as a user would write them."""
 
+import asyncio
+import os
+import sys
+import time
+
 import kserve
 import numpy as np
 
@@ -85,3 +90,49 @@ class Plain(kserve.Model):
         output = kserve.InferOutput("y", list(values.shape), payload.inputs[0].datatype)
         output.set_data_from_numpy(values)
         return kserve.InferResponse(payload.id or "1", self.name, [output])
+
+
+class Slow(Predictor):
+    """Takes as many seconds as its input says, and says how many of its requests were cancelled."""
+
+    cancelled = 0
+
+    async def infer(self, tensors):
+        (seconds,) = next(iter(tensors.values()))
+        if seconds:
+            sys.stdout.write("started\n")
+            sys.stdout.flush()
+        try:
+            await asyncio.sleep(float(seconds))
+        except asyncio.CancelledError:
+            Slow.cancelled += 1
+            raise
+        return {"cancelled": np.array([Slow.cancelled])}
+
+
+class SlowPlain(Predictor):
+    def infer(self, tensors):
+        time.sleep(float(tensors["x"].ravel()[0]))
+        return tensors
+
+
+class Process(Predictor):
+    """Says which process answers."""
+
+    async def infer(self, tensors):
+        return {"pid": np.array([os.getpid()])}
+
+
+class Explaining(Plain):
+    """Blocks in every hook, as KServe models do, and explains."""
+
+    def preprocess(self, payload, headers=None):
+        time.sleep(0.2)
+        return payload
+
+    def explain(self, payload, headers=None):
+        return {"explanations": payload["instances"]}
+
+
+class Passing(Transformer):
+    """Hands on what it is given."""

@@ -14,18 +14,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from calls import MODELS, WIRES, ask, floats, http, kservekit
+from calls import MODELS, WIRES, ask, floats, http, kservekit, served
 
 from kservekit import __version__, errors
 from kservekit.local.process import GuardedProcess
 from kservekit.local.server import LocalServer
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import messages, stubs
-
-
-def served(name, *flags, **settings):
-    environment = {f"KSERVEKIT_{key.upper()}": value for key, value in settings.items()}
-    return LocalServer(f"{MODELS}:{name}", *flags, model_name="m", settings=environment)
 
 
 @pytest.fixture(scope="module")
