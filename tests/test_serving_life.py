@@ -7,14 +7,15 @@ import subprocess
 import sys
 import threading
 
+import grpc
 import numpy as np
 import pytest
 from calls import MODELS, WIRES, ask, eventually, http, kservekit, processes_with, served
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kserve.protocol.grpc import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
 from kservekit.local.server import LocalServer
 from kservekit.oip.grpc import GrpcBackend
-from kservekit.oip.triton_messages import messages
 
 ZERO = {"x": np.zeros(1, np.float32)}
 
@@ -190,7 +191,6 @@ def test_health_by_grpc_knows_the_server_its_models_and_nobody_else():
 
 
 def test_reflection_lists_the_inference_service():
-    import grpc
     from google.protobuf import descriptor_pool
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -216,14 +216,10 @@ def test_the_repository_is_listed_and_its_models_unloaded_and_loaded_where_that_
         assert http(url, "/v2/models/m/infer", body(0)).status == 503
         assert http(url, "/v2/repository/models/nix/load", {}).status == 404
 
-        async def load_by_grpc():
-            backend = GrpcBackend(server.grpc_url)
-            try:
-                await backend.stub().RepositoryModelLoad(messages.RepositoryModelLoadRequest(model_name="m"))
-            finally:
-                await backend.close()
-
-        asyncio.run(load_by_grpc())
+        # KServe's message, which is not Triton's: there field 1 is the repository's name.
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            stub = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.RepositoryModelLoad(grpc_predict_v2_pb2.RepositoryModelLoadRequest(model_name="m")).isLoaded
         assert server.get("/v2/health/ready") == 200
         assert pid(server)
 
