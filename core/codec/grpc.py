@@ -1,6 +1,7 @@
-"""The Open Inference Protocol over gRPC: its messages to named arrays and back.
+"""The Open Inference Protocol over gRPC: its messages, as bytes, to named arrays and back.
 
-The message classes come in by hand, KServe's or tritonclient's: both are generated from the same protocol.
+The message classes come in by hand, KServe's or tritonclient's: both are generated from the same protocol. Raw contents
+never pass through them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
+from kservekit.codec.grpc_wire import cut_out, put_in
 from kservekit.codec.message import Answer, Request
 from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput
@@ -30,10 +33,15 @@ _CONTENTS = {
 }
 
 
-def decode_request(message: Any) -> Request:
-    """A ModelInferRequest; InvalidInput for anything that is not the protocol's."""
+_RAW_INPUTS, _RAW_OUTPUTS = 7, 6
+"""The numbers of raw_input_contents and raw_output_contents."""
+
+
+def decode_request(data: bytes, messages: Any) -> Request:
+    """A ModelInferRequest, its raw tensors as views of `data`; InvalidInput for what is not the protocol's."""
+    message, raw = _parsed(data, messages.ModelInferRequest, _RAW_INPUTS)
     return Request(
-        _tensors(message.inputs, message.raw_input_contents, "input"),
+        _tensors(message.inputs, raw, "input"),
         model=message.model_name,
         version=message.model_version,
         id=message.id,
@@ -42,28 +50,29 @@ def decode_request(message: Any) -> Request:
     )
 
 
-def encode_answer(answer: Answer, messages: Any) -> Any:
+def encode_answer(answer: Answer, messages: Any) -> bytes:
     """A ModelInferResponse with raw contents, as Triton answers too."""
     reply = messages.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
     _set_parameters(reply.parameters, answer.parameters)
-    _add_tensors(reply.outputs, reply.raw_output_contents, answer.tensors, "output")
-    return reply
+    raw = _add_tensors(reply.outputs, answer.tensors, "output")
+    return put_in(reply.SerializeToString(), _RAW_OUTPUTS, raw)
 
 
-def encode_request(request: Request, messages: Any) -> Any:
+def encode_request(request: Request, messages: Any) -> bytes:
     """A ModelInferRequest with raw contents."""
     message = messages.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
     _set_parameters(message.parameters, request.parameters)
     for name, parameters in request.outputs.items():
         _set_parameters(message.outputs.add(name=name).parameters, parameters)
-    _add_tensors(message.inputs, message.raw_input_contents, request.tensors, "input")
-    return message
+    raw = _add_tensors(message.inputs, request.tensors, "input")
+    return put_in(message.SerializeToString(), _RAW_INPUTS, raw)
 
 
-def decode_answer(message: Any) -> Answer:
-    """A ModelInferResponse, raw or typed."""
+def decode_answer(data: bytes, messages: Any) -> Answer:
+    """A ModelInferResponse, raw (views of `data`) or typed."""
+    message, raw = _parsed(data, messages.ModelInferResponse, _RAW_OUTPUTS)
     return Answer(
-        _tensors(message.outputs, message.raw_output_contents, "output"),
+        _tensors(message.outputs, raw, "output"),
         model=message.model_name,
         version=message.model_version,
         id=message.id,
@@ -80,8 +89,15 @@ def decode_metadata(message: Any) -> ModelSpec:
     return ModelSpec(specs[0], specs[1], platform=message.platform, versions=tuple(message.versions))
 
 
-def _tensors(items: Any, raw: Any, kind: str) -> Tensors:
-    raw = list(raw)  # each access to a repeated bytes field copies it
+def _parsed(data: bytes, kind: Any, raw_field: int) -> tuple[Any, list[memoryview]]:
+    head, raw = cut_out(data, raw_field)
+    try:
+        return kind.FromString(head), raw
+    except DecodeError:
+        raise InvalidInput("malformed protobuf message") from None
+
+
+def _tensors(items: Any, raw: list[memoryview], kind: str) -> Tensors:
     if raw and len(raw) != len(items):
         raise InvalidInput(f"{len(raw)} raw contents for {len(items)} {kind}s: expected one each, or none")
     tensors: Tensors = {}
@@ -129,11 +145,11 @@ def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
     return found.astype(dtype, copy=False).reshape(shape)
 
 
-def _add_tensors(items: Any, raw: Any, tensors: Tensors, kind: str) -> None:
+def _add_tensors(items: Any, tensors: Tensors, kind: str) -> list[bytes | memoryview]:
+    """Adds what describes the tensors; their raw contents."""
     for name, values in tensors.items():
         items.add(name=name, datatype=datatype_of(values, f"{kind} {name!r}"), shape=values.shape)
-        part = raw_bytes(values)
-        raw.append(part if isinstance(part, bytes) else bytes(part))
+    return [raw_bytes(values) for values in tensors.values()]
 
 
 def _parameters(fields: Any) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class GrpcBackend:
         self.timeout_s = timeout_s
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
+        self._model_infer: Any = None
 
     def stub(self) -> Any:
         """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend."""
@@ -50,6 +51,8 @@ class GrpcBackend:
             else:
                 self._channel = grpc.aio.insecure_channel(self.host, _CHANNEL_OPTIONS)
             self._stub = stubs.GRPCInferenceServiceStub(self._channel)
+            # Bytes in and bytes out: the codec's work, and not protobuf's.
+            self._model_infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         return self._stub
 
     async def infer(self, request: Request) -> Answer:
@@ -57,11 +60,12 @@ class GrpcBackend:
         metadata = tuple(forwarded(request.headers, self.forward_headers).items())
         timeout_s = call_timeout(request, self.timeout_s)
         try:
-            reply = await self.stub().ModelInfer(message, timeout=timeout_s, metadata=metadata)
+            self.stub()
+            reply = await self._model_infer(message, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error, request) from error
         try:
-            return codec.decode_answer(reply)
+            return codec.decode_answer(reply, messages)
         except errors.InvalidInput as error:
             raise backend_failed(request, f"malformed answer: {error}") from error
 
@@ -86,7 +90,7 @@ class GrpcBackend:
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close()
-            self._channel = self._stub = None
+            self._channel = self._stub = self._model_infer = None
 
     def _translate(self, error: grpc.aio.AioRpcError, request: Request) -> errors.ServingError:
         trailing = {key: value for key, value in (error.trailing_metadata() or ()) if isinstance(value, str)}

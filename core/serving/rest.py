@@ -76,18 +76,18 @@ class RestApp:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        with timing.measured() as stages:
-            try:
-                with timing.stage("total"):
-                    status, headers, body = await self._reply(scope, receive)
-            except ServingError as error:
-                status, headers, body = error_reply(error)
-            except Exception:
-                log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
-                status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
+        stages = timing.measure() if self.settings.server_timing else None
+        try:
+            with timing.stage("total"):
+                status, headers, body = await self._reply(scope, receive)
+        except ServingError as error:
+            status, headers, body = error_reply(error)
+        except Exception:
+            log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
+            status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         raw += ((b"kservekit-revision", self.revision), (b"content-length", b"%d" % len(body)))
-        if self.settings.server_timing:
+        if stages is not None:
             raw.append((b"server-timing", timing.as_header(stages).encode()))
         if self.dataplane.draining:
             raw.append((b"connection", b"close"))  # so that a pool of connections finds another server in time
@@ -122,16 +122,11 @@ class RestApp:
         limit = self.settings.max_body_bytes
         if int(headers.get("content-length", 0)) > limit:
             raise self._too_large()
-        body: bytes | bytearray
-        try:
-            async with asyncio.timeout(self.settings.body_timeout_s):
-                message = await receive()
-                body = message.get("body", b"")
-                if message.get("more_body"):
-                    body = bytearray(body)
-                    await self._rest_of(body, receive)
-        except TimeoutError:
-            raise SlowSender(f"the body took over {self.settings.body_timeout_s:g} s to arrive") from None
+        message = await receive()
+        body: bytes | bytearray = message.get("body", b"")
+        if message.get("more_body"):
+            body = bytearray(body)
+            await self._rest_of(body, receive)
         if message["type"] == "http.disconnect":
             raise Cancelled("the caller went away before its request was whole")
         if len(body) > limit:
@@ -250,12 +245,6 @@ class RestApp:
         return 200, {"content-type": content_type}, await asyncio.to_thread(encoder, registry)
 
 
-class SlowSender(ServingError):
-    """REST alone: the time that a body's sender takes is no concern of gRPC's messages."""
-
-    http = 408
-
-
 def error_reply(error: KServeKitError) -> Reply:
     """`{"error": ...}` with the error's status, and Retry-After where it has one."""
     status = error.http if isinstance(error, ServingError) else 500
@@ -263,6 +252,6 @@ def error_reply(error: KServeKitError) -> Reply:
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         headers["retry-after"] = str(math.ceil(retry_after))
-    if status in (408, 413):
+    if status == 413:
         headers["connection"] = "close"  # the rest of the body is still on its way
     return status, headers, dumps({"error": str(error)})

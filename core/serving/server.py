@@ -134,7 +134,9 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             app = AccessLoggerMiddleware(app, format=self.access_log_format)
         return uvicorn.Config(
             app,
-            http=limited_protocol(self.settings.max_header_bytes, self.settings.header_timeout_s),
+            http=limited_protocol(
+                self.settings.max_header_bytes, self.settings.header_timeout_s, self.settings.body_timeout_s
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
