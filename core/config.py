@@ -74,6 +74,40 @@ class BackendSettings:
 
 
 @dataclass(frozen=True)
+class IdentitySettings:
+    prefix: ClassVar[str] = "KSERVEKIT_IDENTITY_"
+
+    required: bool = False
+    """Whether a request without a valid credential is refused."""
+    trust_headers: bool = False
+    """Whether headers say who asks. For a server that only a mesh or a proxy reaches, because anyone can send them."""
+    principal_header: str = "x-forwarded-user"
+    """The name of who asks, as the proxy sets it."""
+    roles_header: str = "x-forwarded-groups"
+    """Their roles, with commas between."""
+    jwt_keys: str = ""
+    """A file with the public keys that tokens (JWT) are verified with: a JWKS document, or PEM.
+
+    Read again when it changes, as api_keys is; in Kubernetes that needs a mount without subPath.
+    """
+    jwt_issuer: str = ""
+    """What a token's iss must be; empty: anything, if the key is right."""
+    jwt_audience: str = ""
+    """What a token's aud must have; must be set where jwt_keys is."""
+    jwt_roles_claim: str = "roles"
+    """The claim with the roles: a list, or a string with spaces between, as OAuth's scope is."""
+    api_keys: str = ""
+    """A file with a line for each API key: its SHA-256 in hex, a principal, and roles with commas between, if any.
+
+    The keys must be long and random, such as `openssl rand -hex 32` makes them.
+    """
+    admin_role: str = "admin"
+    """The role that a server's own endpoints ask for."""
+    leeway_s: int = 10
+    """How far the issuer's clock may be from this one."""
+
+
+@dataclass(frozen=True)
 class TritonSettings:
     prefix: ClassVar[str] = "KSERVEKIT_TRITON_"
 
@@ -123,7 +157,7 @@ class ImageSettings:
     """The most pictures in one request."""
 
 
-ALL = (ServerSettings, BackendSettings, TritonSettings, OnnxSettings, ImageSettings)
+ALL = (ServerSettings, BackendSettings, IdentitySettings, TritonSettings, OnnxSettings, ImageSettings)
 
 NOT_IN_A_CLASS = ("KSERVEKIT_CACHE_DIR", "KSERVEKIT_TRITONSERVER", "KSERVEKIT_REQUIRE_SERVERS")
 """Variables of kservekit.local, which each have one reader."""
