@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import re
 
+LONGEST_MESSAGE = 1000
+"""Characters of a ServingError's message."""
+
 
 class KServeKitError(Exception):
     """The one class to catch. Its message names the thing, the value and the way out."""
@@ -39,7 +42,8 @@ class ServingError(KServeKitError):
     grpc = "INTERNAL"
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        # What a caller sent is often part of it, and gRPC carries it in a header of limited size.
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ...")
         self.retry_after = retry_after
 
     @property

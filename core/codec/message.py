@@ -30,6 +30,8 @@ class Request:
     """Header names in lower case; gRPC metadata on gRPC."""
     tenant: str = ""
     """Who asks, as the header says that KSERVEKIT_TENANT_HEADER names."""
+    principal: Any = None
+    """Who asks, proven: a kservekit.identity.Principal, or None."""
     deadline: float = math.inf
     """The moment on time.monotonic() after which nobody waits for the answer."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -87,8 +89,17 @@ def _wire(host: str, protocol: str, *, use_ssl: bool, timeout_s: float, forward_
     raise CannotStart(f"the backend's protocol is {protocol!r}: expected grpc-v2, v2 or v1")
 
 
+def ca_file() -> str | None:
+    """REQUESTS_CA_BUNDLE, which KServe's controller sets, or SSL_CERT_FILE."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or None
+
+
 def forwarded(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    return {name: headers[name] for name in names if name in headers}
+    # gRPC carries visible ASCII and nothing else: a header that it cannot carry is left behind, as a proxy would.
+    return {name: headers[name] for name in names if name in headers and _VISIBLE.fullmatch(headers[name])}
+
+
+_VISIBLE = re.compile(r"[\x20-\x7e]{0,8192}")
 
 
 def call_timeout(request: Request, timeout_s: float) -> float:
@@ -98,6 +109,6 @@ def call_timeout(request: Request, timeout_s: float) -> float:
 
 def backend_failed(request: Request, original: str) -> ModelError:
     """A neutral sentence for the caller; what the backend said (tracebacks, file paths) goes to our log."""
-    log.error("backend failed: model=%s id=%s: %s", request.model, request.id or "-", original)
+    log.error("backend failed: model=%r id=%r: %s", request.model, request.id, original)
     named = f" (request id {request.id})" if request.id else ""
     return ModelError(f"model {request.model!r} failed in its backend{named}; the server's log has the reason")

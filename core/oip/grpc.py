@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,14 +12,18 @@ import grpc.aio
 from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, call_timeout, forwarded
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
+
+log = logging.getLogger(__name__)
 
 _CHANNEL_OPTIONS = [
     # The servers at both ends limit what they take; the client adds no third limit.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # A predictor is a neighbour; a proxy for the world outside does not know it.
+    ("grpc.enable_http_proxy", 0),
     # A backend that is restarted is found again within a second, not after gRPC's two minutes.
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -47,7 +53,10 @@ class GrpcBackend:
         """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend."""
         if self._stub is None:  # a grpc.aio channel belongs to the loop that it was made on
             if self.use_ssl:
-                self._channel = grpc.aio.secure_channel(self.host, grpc.ssl_channel_credentials(), _CHANNEL_OPTIONS)
+                file = ca_file()
+                roots = Path(file).read_bytes() if file else None
+                credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+                self._channel = grpc.aio.secure_channel(self.host, credentials, _CHANNEL_OPTIONS)
             else:
                 self._channel = grpc.aio.insecure_channel(self.host, _CHANNEL_OPTIONS)
             self._stub = stubs.GRPCInferenceServiceStub(self._channel)
@@ -99,7 +108,12 @@ class GrpcBackend:
         found = errors.from_grpc(error.code().name, details, name=name, retry_after=trailing.get("retry-after"))
         if isinstance(found, errors.DeadlineExceeded) and name is None:
             return errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time")
+        if name is None and "Sent message larger than max" in details:
+            return backend_failed(request, f"its answer is over its own limit: {details}")
+        if name is None and "larger than max" in details:
+            return errors.PayloadTooLarge(f"the request is over the limit that model {request.model!r} has for gRPC")
         if isinstance(found, errors.Unavailable) and name is None:
+            log.warning("backend of model %r cannot be reached: %s", request.model, details)
             # gRPC's own text for this names the address that could not be reached.
             return errors.Unavailable(f"the backend of model {request.model!r} cannot be reached", retry_after=1)
         if isinstance(found, errors.ModelError):

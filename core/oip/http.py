@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -12,8 +14,10 @@ from kservekit import errors
 from kservekit.codec import rest_v2
 from kservekit.codec.json_values import loads
 from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, call_timeout, forwarded
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
 from kservekit.tensors import ModelSpec, TensorSpec
+
+log = logging.getLogger(__name__)
 
 
 class HttpBackend:
@@ -90,7 +94,10 @@ class HttpBackend:
         """One exchange: the answer's headers and body, or the ServingError that it stands for."""
         timeout_s = call_timeout(request, timeout_s or self.timeout_s)
         if self._session is None:  # belongs to the loop that it was made on
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            # Callers share it: a cookie that one is given must not travel with the next.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=_trust()), cookie_jar=aiohttp.DummyCookieJar()
+            )
         try:
             async with self._session.request(
                 method,
@@ -102,6 +109,7 @@ class HttpBackend:
                     **(headers or {}),
                 },
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,  # to another host, with the body and the credentials
             ) as reply:
                 body = await reply.read()
                 if reply.status == 200:
@@ -109,21 +117,33 @@ class HttpBackend:
         except TimeoutError:
             raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time") from None
         except aiohttp.ClientError as error:
+            log.warning("backend of model %r cannot be reached: %s", request.model, error)
             raise errors.Unavailable(
                 f"the backend of model {request.model!r} cannot be reached", retry_after=1
             ) from error
-        found = errors.from_http(reply.status, _message(body), retry_after=reply.headers.get("retry-after"))
+        message = _message(body)
+        if message is None:  # a proxy's words, with its addresses
+            log.warning("backend of model %r answered %s: %.300r", request.model, reply.status, body)
+            message = f"the backend of model {request.model!r} answered with status {reply.status}"
+        found = errors.from_http(reply.status, message, retry_after=reply.headers.get("retry-after"))
         if isinstance(found, errors.ModelError):
-            raise backend_failed(request, f"HTTP {reply.status}: {found.message}")
+            raise backend_failed(request, f"HTTP {reply.status}: {message}")
         raise found
 
     def _path(self, model: str, version: str) -> str:
         return f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
 
 
-def _message(body: bytes) -> str:
-    """What the backend says is wrong: `{"error": ...}`, or the body's beginning."""
+def _message(body: bytes) -> str | None:
+    """What the backend says is wrong, in the protocol's form `{"error": "..."}`."""
     try:
-        return str(loads(body)["error"])
+        found = loads(body)["error"]
     except (errors.InvalidInput, KeyError, TypeError):
-        return body[:300].decode("utf-8", "replace")
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _trust() -> ssl.SSLContext | bool:
+    """The CA file that KServe's controller mounts and names, for a cluster with a CA of its own."""
+    file = ca_file()
+    return ssl.create_default_context(cafile=file) if file else True

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings
-from kservekit.errors import ServingError, Unavailable
+from kservekit.errors import DeadlineExceeded, ServingError, Unavailable
 from kservekit.oip.backend import Backend
 from kservekit.resilience import CircuitBreaker, RetryBudget
 from kservekit.tensors import ModelSpec
@@ -81,6 +81,13 @@ class ResilientBackend:
             answer = await self.wire.infer(request)
         except Unavailable:
             self.breaker.failed()
+            raise
+        except DeadlineExceeded:
+            # A backend that keeps silent for its whole budget is ill; a caller in a hurry says nothing of it.
+            if self._clock() < request.deadline:
+                self.breaker.failed()
+            else:
+                self.breaker.forgotten()
             raise
         except ServingError:
             self.breaker.succeeded()  # any other answer shows that it is there

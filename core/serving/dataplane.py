@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import kserve
@@ -16,7 +16,7 @@ from kserve.model import InferenceVerb
 
 from kservekit import __version__
 from kservekit.codec.message import Answer, Request
-from kservekit.config import ServerSettings
+from kservekit.config import IdentitySettings, ServerSettings
 from kservekit.errors import (
     CannotStart,
     DeadlineExceeded,
@@ -28,9 +28,12 @@ from kservekit.errors import (
     NotSupported,
     Unavailable,
 )
-from kservekit.resilience import Limiter, time_left
+from kservekit.identity import Authenticator, Principal, require_role
+from kservekit.resilience import Limiter
 from kservekit.serving import kserve_types
+from kservekit.serving.headers import ONCE
 from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
+from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -44,14 +47,29 @@ class DataPlane:
     """`check_predictors` is KServe's --enable_predictor_health_check: a transformer is ready when its predictor is."""
 
     def __init__(
-        self, registry: kserve.ModelRepository, settings: ServerSettings, *, check_predictors: bool = False
+        self,
+        registry: kserve.ModelRepository,
+        settings: ServerSettings,
+        identity: IdentitySettings | None = None,
+        *,
+        check_predictors: bool = False,
     ) -> None:
+        identity = identity or IdentitySettings()
+        self._authenticator = Authenticator.read(identity)
+        self._admin_role = identity.admin_role
+        self._someone_is_known = bool(identity.trust_headers or identity.jwt_keys or identity.api_keys)
+        self.once = ONCE | {identity.principal_header.lower(), identity.roles_header.lower()}
+        """Headers that may not be repeated."""
         self.registry = registry
         self.settings = settings
         self.check_predictors = check_predictors
         self.draining = False
+        """Not ready any more, and still serving."""
+        self.closing = False
+        """About to end."""
         self.all_callers = Limiter(settings.max_concurrency, "this server (KSERVEKIT_MAX_CONCURRENCY)")
         self.per_tenant = Limiter(settings.tenant_max_concurrency, "this tenant (KSERVEKIT_TENANT_MAX_CONCURRENCY)")
+        self._tenant_header = settings.tenant_header.lower()
         self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
 
     def server_metadata(self) -> dict[str, Any]:
@@ -80,11 +98,12 @@ class DataPlane:
         """Whether every model can answer: loaded, and its backend there."""
         return not self.draining and all(await asyncio.gather(*(self.model_ready(name) for name in self.names())))
 
-    async def spec(self, name: str) -> ModelSpec:
+    async def spec(self, name: str, deadline: float) -> ModelSpec:
+        """What the model takes and gives; a backend may have to be asked."""
         model = self.model(name)
-        if isinstance(model, ArrayModel):
-            return await model.spec()
-        return ModelSpec()
+        if not isinstance(model, ArrayModel):
+            return ModelSpec()
+        return await self._in_time(name, deadline, model.spec())
 
     async def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """The protocol's model metadata; ModelNotFound for a version that there is not."""
@@ -108,25 +127,31 @@ class DataPlane:
             {"name": name, "state": "READY" if model.ready else "UNAVAILABLE", "reason": ""} for name, model in models
         ]
 
-    async def load(self, name: str) -> None:
+    def principal(self, headers: Mapping[str, str]) -> Principal | None:
+        """Who asks; Unauthenticated where nobody is proven and somebody must be, or a credential is wrong."""
+        return self._authenticator.principal(headers)
+
+    async def load(self, name: str, principal: Principal | None) -> None:
         """Loads a model that was unloaded, or loads it anew."""
-        self._repository_is_open()
+        self._repository_is_open_to(principal)
         try:
             await load_model(name, self.model(name))
         except CannotStart as error:
             log.error("%s", error)
             raise ModelError(f"model {name!r} does not load; the server's log has the reason") from error
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, principal: Principal | None) -> None:
         """Takes a model out of service; its place is kept, so that it can be loaded again."""
-        self._repository_is_open()
+        self._repository_is_open_to(principal)
         model = self.model(name)
         model.ready = False
         await asyncio.to_thread(model.stop)
 
-    def _repository_is_open(self) -> None:
+    def _repository_is_open_to(self, principal: Principal | None) -> None:
         if not self.settings.repository_api:
             raise Forbidden("this server does not load or unload models on request (KSERVEKIT_REPOSITORY_API)")
+        if self._someone_is_known:
+            require_role(principal, self._admin_role)
 
     def deadline(self, asked_s: float | None) -> float:
         """The moment until which a request may take: the caller's time or the server's, whichever is less."""
@@ -170,21 +195,21 @@ class DataPlane:
             request, lambda request: self._through_hooks(model, payload, request, verb=InferenceVerb.EXPLAIN)
         )
 
-    async def _guarded(self, request: Request, work: Callable[[Request], Awaitable[Result]]) -> Result:
+    async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
         """Within the limits on callers and the request's deadline."""
+        if self._tenant_header:
+            request.tenant = request.headers.get(self._tenant_header, "")
         if not self._limited:
-            return await self._in_time(request, work)
-        if self.settings.tenant_header:
-            request.tenant = request.headers.get(self.settings.tenant_header.lower(), "")
+            return await self._in_time(request.model, request.deadline, work(request))
         with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
-            return await self._in_time(request, work)
+            return await self._in_time(request.model, request.deadline, work(request))
 
-    async def _in_time(self, request: Request, work: Callable[[Request], Awaitable[Result]]) -> Result:
+    async def _in_time(self, name: str, deadline: float, work: Coroutine[Any, Any, Result]) -> Result:
         try:
-            async with asyncio.timeout(time_left(request.deadline)):
-                return await work(request)
+            async with asyncio.timeout(deadline - time.monotonic()):  # one that has passed ends it at once
+                return await work
         except TimeoutError:
-            raise DeadlineExceeded(f"model {request.model!r} gave no answer before the request's deadline") from None
+            raise DeadlineExceeded(f"model {name!r} gave no answer before the request's deadline") from None
 
     async def _through_hooks(
         self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT
@@ -192,8 +217,9 @@ class DataPlane:
         with kserve_types.our_errors(request.model, request.id):
             try:
                 result, _ = await model(payload, headers=dict(request.headers), verb=verb)
-            except Exception:
-                log.exception("model failed: model=%s id=%s", request.model, request.id or "-")
+            except Exception as error:
+                if not kserve_types.is_the_callers_fault(error):
+                    log.exception("model failed: model=%r id=%r", request.model, request.id)
                 raise
         return result
 
@@ -207,9 +233,14 @@ class DataPlane:
 
 
 async def load_model(name: str, model: Any) -> None:
-    """KServe's load hook in a thread; CannotStart says why it did not make the model ready."""
+    """KServe's start and load hooks in a thread; CannotStart says why they did not make the model ready."""
     try:
-        loaded = await asyncio.to_thread(model.load)
+        if getattr(type(model), "start", kserve.Model.start) is not kserve.Model.start:
+            await handler_pool().run(model.start)
+        if model.ready:
+            return
+        # Not asyncio's own threads: Python waits for those when it ends, and a load may take minutes.
+        loaded = await handler_pool().run(model.load)
         if inspect.isawaitable(loaded):
             await loaded
     except KServeKitError:

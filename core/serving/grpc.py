@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,8 +15,9 @@ from grpc_reflection.v1alpha import reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 
 from kservekit.codec import grpc as codec
-from kservekit.errors import ERROR_HEADER, CannotStart, ModelError, ServingError
+from kservekit.errors import ERROR_HEADER, CannotStart, ModelError, ModelNotFound, ServingError
 from kservekit.serving.dataplane import DataPlane
+from kservekit.serving.headers import as_dict
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -27,31 +28,27 @@ WATCH_S = 0.5
 
 
 class InferenceService:
-    def __init__(self, dataplane: DataPlane, revision: str, *, server_timing: bool = False) -> None:
+    """Its methods raise; `_answered` makes of that what gRPC has for it."""
+
+    def __init__(self, dataplane: DataPlane, *, server_timing: bool = False) -> None:
         self.dataplane = dataplane
-        self.revision = ("kservekit-revision", revision)
         self.server_timing = server_timing
 
     async def infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """ModelInfer, bytes in and bytes out: the codec's work, and not protobuf's."""
         stages = timing.measure() if self.server_timing else None
-        try:
-            with timing.stage("total"):
-                deadline = self.dataplane.deadline(context.time_remaining())
-                with timing.stage("read"):
-                    request = codec.decode_request(data, messages)
-                request.deadline = deadline
-                metadata = context.invocation_metadata() or ()
-                request.headers = {key: value for key, value in metadata if isinstance(value, str)}
-                answer = await self.dataplane.infer(request)
-                with timing.stage("write"):
-                    reply = codec.encode_answer(answer, messages)
-        except Exception as error:
-            await self._abort(context, error)
+        with timing.stage("total"):
+            deadline = self.dataplane.deadline(context.time_remaining())
+            headers = self._headers(context)
+            principal = self.dataplane.principal(headers)
+            with timing.stage("read"):
+                request = codec.decode_request(data, messages)
+            request.deadline, request.headers, request.principal = deadline, headers, principal
+            answer = await self.dataplane.infer(request)
+            with timing.stage("write"):
+                reply = codec.encode_answer(answer, messages)
         if stages is not None:
-            context.set_trailing_metadata((self.revision, ("server-timing", timing.as_header(stages))))
-        else:
-            context.set_trailing_metadata((self.revision,))
+            context.set_trailing_metadata((*context.trailing_metadata(), ("server-timing", timing.as_header(stages))))
         return reply
 
     async def ServerLive(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -61,45 +58,27 @@ class InferenceService:
         return messages.ServerReadyResponse(ready=await self.dataplane.ready())
 
     async def ModelReady(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            if message.version:
-                await self.dataplane.metadata(message.name, message.version)
-            return messages.ModelReadyResponse(ready=await self.dataplane.model_ready(message.name))
-        except Exception as error:
-            await self._abort(context, error)
+        if message.version:
+            await self.dataplane.metadata(message.name, message.version)
+        return messages.ModelReadyResponse(ready=await self.dataplane.model_ready(message.name))
 
     async def ServerMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         return messages.ServerMetadataResponse(**self.dataplane.server_metadata())
 
     async def ModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return messages.ModelMetadataResponse(**await self.dataplane.metadata(message.name, message.version))
-        except Exception as error:
-            await self._abort(context, error)
+        return messages.ModelMetadataResponse(**await self.dataplane.metadata(message.name, message.version))
 
     async def RepositoryModelLoad(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            await self.dataplane.load(message.model_name)
-            return messages.RepositoryModelLoadResponse(model_name=message.model_name, isLoaded=True)
-        except Exception as error:
-            await self._abort(context, error)
+        await self.dataplane.load(message.model_name, self.dataplane.principal(self._headers(context)))
+        return messages.RepositoryModelLoadResponse(model_name=message.model_name, isLoaded=True)
 
     async def RepositoryModelUnload(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            await self.dataplane.unload(message.model_name)
-            return messages.RepositoryModelUnloadResponse(model_name=message.model_name, isUnloaded=True)
-        except Exception as error:
-            await self._abort(context, error)
+        await self.dataplane.unload(message.model_name, self.dataplane.principal(self._headers(context)))
+        return messages.RepositoryModelUnloadResponse(model_name=message.model_name, isUnloaded=True)
 
-    async def _abort(self, context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
-        if not isinstance(error, ServingError):
-            log.error("a fault of the server itself", exc_info=error)
-            error = ModelError("the server failed; its log has the reason")
-        trailing = [self.revision, (ERROR_HEADER, type(error).__name__)]
-        if error.retry_after is not None:
-            trailing.append(("retry-after", str(math.ceil(error.retry_after))))
-        await context.abort(getattr(grpc.StatusCode, error.grpc), error.message, tuple(trailing))
-        raise AssertionError("abort raises")
+    def _headers(self, context: grpc.aio.ServicerContext) -> dict[str, str]:
+        metadata = context.invocation_metadata() or ()
+        return as_dict((pair for pair in metadata if isinstance(pair[1], str)), self.dataplane.once)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -115,8 +94,9 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, message: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        """Ends when the server does: a watcher must not hold up its end."""
         told = None
-        while True:
+        while not self.dataplane.closing:
             status = await self._status(message.service)
             if status != told:
                 told = status
@@ -129,27 +109,58 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 ready = await self.dataplane.ready()
             else:
                 ready = await self.dataplane.model_ready(service)
-        except ServingError:
+        except ModelNotFound:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        except Exception:
+            log.exception("a health check failed: service=%r", service[:100])
+            ready = False
         return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def _handlers(service: InferenceService) -> dict[str, grpc.RpcMethodHandler]:
+def _answered(method: Callable[..., Awaitable[Any]], revision: str) -> Callable[..., Awaitable[Any]]:
+    """The method with the revision in each answer, and with each error as the status that it stands for."""
+    mark = ("kservekit-revision", revision)
+
+    async def call(message: Any, context: grpc.aio.ServicerContext) -> Any:
+        context.set_trailing_metadata((mark,))
+        try:
+            return await method(message, context)
+        except ServingError as raised:
+            error = raised
+        except Exception:
+            log.exception("a fault of the server itself")
+            error = ModelError("the server failed; its log has the reason")
+        trailing = [mark, (ERROR_HEADER, type(error).__name__)]
+        if error.retry_after is not None:
+            trailing.append(("retry-after", str(math.ceil(error.retry_after))))
+        await context.abort(getattr(grpc.StatusCode, error.grpc), error.message, tuple(trailing))
+
+    return call
+
+
+def _handlers(service: InferenceService, revision: str) -> dict[str, grpc.RpcMethodHandler]:
     """All methods of the protocol's service, each with its message classes; ModelInfer without."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
-            getattr(service, method.name),
+            _answered(getattr(service, method.name), revision),
             request_deserializer=getattr(messages, method.input_type.name).FromString,
             response_serializer=getattr(messages, method.output_type.name).SerializeToString,
         )
         for method in messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
         if method.name != "ModelInfer"
     }
-    return handlers | {"ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer)}
+    return handlers | {"ModelInfer": grpc.unary_unary_rpc_method_handler(_answered(service.infer, revision))}
 
 
 async def start(
-    service: InferenceService, host: str, port: int, *, max_send_bytes: int, max_receive_bytes: int, share_port: bool
+    service: InferenceService,
+    revision: str,
+    host: str,
+    port: int,
+    *,
+    max_send_bytes: int,
+    max_receive_bytes: int,
+    share_port: bool,
 ) -> grpc.aio.Server:
     """A server that listens; CannotStart where the port is taken. `share_port`: with other workers of this server."""
     server = grpc.aio.server(
@@ -160,7 +171,7 @@ async def start(
             ("grpc.so_reuseport", int(share_port)),
         ]
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(service)),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(service, revision)),))
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(service.dataplane), server)
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)

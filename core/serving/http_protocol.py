@@ -20,8 +20,12 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
         _timer: asyncio.TimerHandle | None = None
         _silent = True
         _head_bytes = 0
+        """Of what was parsed."""
+        _unfinished_bytes = 0
+        """Of pieces that did not end the head."""
         _in_head = False
         _in_body = False
+        _refused = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -33,10 +37,12 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def data_received(self, data: bytes) -> None:
             self._silent = False
+            if self._refused:
+                return
             if self._in_head:
-                self._head_bytes += len(data)
+                self._unfinished_bytes += len(data)
             super().data_received(data)
-            if self._in_head and self._head_bytes > max_header_bytes and not self.transport.is_closing():
+            if self._head_bytes > max_header_bytes or (self._in_head and self._unfinished_bytes > max_header_bytes):
                 text = f"the request's head is over {max_header_bytes} bytes (KSERVEKIT_MAX_HEADER_BYTES)"
                 self._refuse(431, text)
             elif self._timer is None and (self._in_head or self._in_body) and not self.transport.is_closing():
@@ -47,17 +53,35 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._in_head, self._head_bytes = True, 0
+            self._in_head, self._head_bytes, self._unfinished_bytes = True, 0, 0
+
+        def on_url(self, url: bytes) -> None:
+            self._head_bytes += len(url)
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            """A trailer of a chunked body comes here, too."""
+            self._head_bytes += len(name) + len(value) + 4
+            if self._head_bytes <= max_header_bytes:
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._in_head, self._in_body = False, True
             self._stop_timer()
-            super().on_headers_complete()
+            if self._head_bytes > max_header_bytes:
+                self._refused = True  # data_received says so, once the parser is done with this piece
+            else:
+                super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self._refused:
+                super().on_body(body)
 
         def on_message_complete(self) -> None:
             self._in_body = False
             self._stop_timer()
-            super().on_message_complete()
+            if not self._refused:
+                super().on_message_complete()
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(400, "malformed HTTP request")
@@ -81,6 +105,7 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def _refuse(self, status: int, text: str) -> None:
             self._stop_timer()
+            self._refused = True
             if self.transport.is_closing():
                 return
             body = dumps({"error": text})

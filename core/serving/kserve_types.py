@@ -15,24 +15,51 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse
 
 from kservekit import errors
 from kservekit.codec import rest_v1
+from kservekit.codec.json_values import array
 from kservekit.codec.message import Answer, Request
+from kservekit.codec.rest_v2 import in_shape
 from kservekit.serving.pool import handler_pool
-from kservekit.tensors import ModelSpec, datatype_of
+from kservekit.tensors import ModelSpec, as_bytes, datatype_of
 
 
 def request_from(payload: Any, spec: ModelSpec, headers: Mapping[str, str]) -> Request:
-    """KServe's v1 dict or InferRequest as a Request."""
+    """KServe's v1 dict or InferRequest as a Request, its values checked as our own codec does."""
     if isinstance(payload, InferRequest):
-        try:
-            tensors = {item.name: item.as_numpy() for item in payload.inputs}
-        except (ValueError, TypeError) as error:
-            raise errors.InvalidInput(f"an input does not fit its shape and datatype: {error}") from None
-        outputs = {item.name: dict(item.parameters or {}) for item in payload.request_outputs or []}
-        request = Request(tensors, version=payload.model_version or "", id=payload.id or "", outputs=outputs)
+        request = Request(
+            {item.name: _tensor(item) for item in payload.inputs},
+            version=payload.model_version or "",
+            id=payload.id or "",
+            parameters={key: _plain(value) for key, value in (payload.parameters or {}).items()},
+            outputs={item.name: dict(item.parameters or {}) for item in payload.request_outputs or []},
+        )
     else:
         request = rest_v1.request_from(payload, spec)
     request.headers = headers
     return request
+
+
+def _tensor(item: InferInput) -> np.ndarray:
+    label = f"input {item.name!r}"
+    if isinstance(item.data, list) and item._raw_data is None:  # v2 JSON, and typed contents of gRPC
+        is_base64 = (item.parameters or {}).get("content_type") == "base64"
+        if item.data and isinstance(item.data[0], bytes):
+            found = np.array([*item.data, None], dtype=np.object_)[:-1]  # so that equal lengths make no second axis
+        else:
+            found = array(item.data, item.datatype, label, booleans=item.datatype == "BOOL", is_base64=is_base64)
+        return in_shape(found, list(item.shape), label)
+    try:
+        values = item.as_numpy()
+    except Exception as error:  # of many kinds, for a length that does not fit the shape
+        raise errors.InvalidInput(f"{label} does not fit its shape and datatype: {error}") from None
+    return as_bytes(values) if item.datatype == "BYTES" else values
+
+
+def _plain(value: Any) -> Any:
+    """A parameter's value: on gRPC KServe hands on protobuf's InferParameter."""
+    if hasattr(value, "WhichOneof"):
+        choice = value.WhichOneof("parameter_choice")
+        return getattr(value, choice) if choice else None
+    return value
 
 
 def result_from(answer: Answer, payload: Any, spec: ModelSpec) -> dict[str, Any] | InferResponse:
@@ -49,7 +76,13 @@ def result_from(answer: Answer, payload: Any, spec: ModelSpec) -> dict[str, Any]
 def infer_request_from(request: Request) -> InferRequest:
     """A Request as KServe's InferRequest, for a model that overrides KServe's hooks."""
     inputs = [_filled(InferInput, name, values) for name, values in request.tensors.items()]
-    return InferRequest(request.model, inputs, request_id=request.id or None, model_version=request.version or None)
+    return InferRequest(
+        request.model,
+        inputs,
+        request_id=request.id or None,
+        parameters=request.parameters,
+        model_version=request.version or None,
+    )
 
 
 def answer_from(result: Any, request: Request) -> Answer:
@@ -102,6 +135,14 @@ def translated_errors() -> Iterator[None]:
         raise kserve.errors.InferenceError(error.message) from error
 
 
+def is_the_callers_fault(error: BaseException) -> bool:
+    """Whether it is an answer to a wrong request, and nothing for the log: it often quotes what was sent."""
+    ours = error if isinstance(error, errors.ServingError) else error.__cause__
+    if isinstance(ours, errors.ServingError):
+        return ours.http < 500
+    return isinstance(error, (kserve.errors.InvalidInput, kserve.errors.ModelNotFound))
+
+
 @contextlib.contextmanager
 def our_errors(model: str, request_id: str) -> Iterator[None]:
     """The other way round: what a model written for KServe raises, as ours."""
@@ -109,17 +150,23 @@ def our_errors(model: str, request_id: str) -> Iterator[None]:
         yield
     except errors.KServeKitError:
         raise
-    except kserve.errors.InvalidInput as error:
-        raise errors.InvalidInput(str(error)) from error
-    except kserve.errors.ModelNotFound as error:
-        raise errors.ModelNotFound(str(error)) from error
-    except (kserve.errors.ModelNotReady, kserve.errors.ServerNotReady) as error:
-        raise errors.Unavailable(str(error)) from error
-    except NotImplementedError as error:
-        raise errors.NotSupported(str(error) or f"model {model!r} does not do that") from error
     except Exception as error:
-        named = f" (request id {request_id})" if request_id else ""
-        raise errors.ModelError(f"model {model!r} failed{named}; the server's log has the reason") from error
+        if isinstance(error.__cause__, errors.ServingError):  # translated for KServe on its way here
+            raise error.__cause__ from None
+        raise _ours(error, model, request_id) from error
+
+
+def _ours(error: Exception, model: str, request_id: str) -> errors.ServingError:
+    if isinstance(error, kserve.errors.InvalidInput):
+        return errors.InvalidInput(str(error))
+    if isinstance(error, kserve.errors.ModelNotFound):
+        return errors.ModelNotFound(str(error))
+    if isinstance(error, (kserve.errors.ModelNotReady, kserve.errors.ServerNotReady)):
+        return errors.Unavailable(str(error), retry_after=1)
+    if isinstance(error, NotImplementedError):
+        return errors.NotSupported(str(error) or f"model {model!r} does not do that")
+    named = f" (request id {request_id})" if request_id else ""
+    return errors.ModelError(f"model {model!r} failed{named}; the server's log has the reason")
 
 
 def _filled(kind: Any, name: str, values: np.ndarray) -> Any:

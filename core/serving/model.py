@@ -95,7 +95,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         except KServeKitError:
             raise
         except Exception as error:
-            log.exception("model failed: model=%s id=%s", self.name, request.id or "-")
+            log.exception("model failed: model=%r id=%r", self.name, request.id)
             named = f" (request id {request.id})" if request.id else ""
             raise ModelError(f"model {self.name!r} failed{named}; the server's log has the reason") from error
         finally:

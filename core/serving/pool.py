@@ -37,24 +37,32 @@ class HandlerPool:
             self._started += 1
             # A daemon: a handler that never returns must not keep the process from ending.
             threading.Thread(target=self._work, name=f"handler-{self._started}", daemon=True).start()
-        self._jobs.put((loop, future, contextvars.copy_context(), handler, arguments))
-        return await future
+        # Whoever takes it first, the thread to begin or the caller to give up, has the job.
+        taken = threading.Lock()
+        self._jobs.put((loop, future, taken, contextvars.copy_context(), handler, arguments))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if taken.acquire(blocking=False):
+                self._inside -= 1
+            raise
 
     def _work(self) -> None:
         while True:
-            loop, future, context, handler, arguments = self._jobs.get()
-            result, error = None, None
-            if not future.cancelled():
+            loop, future, taken, context, handler, arguments = self._jobs.get()
+            if taken.acquire(blocking=False):
+                result, error = None, None
                 try:
                     result = context.run(handler, *arguments)
                 except BaseException as raised:
                     error = raised
-            try:
-                loop.call_soon_threadsafe(self._finish, future, result, error)
-            except RuntimeError:  # the loop has ended, and with it everyone who waits
-                return
+                try:
+                    loop.call_soon_threadsafe(self._finish, future, result, error)
+                except RuntimeError:  # the loop has ended, and with it everyone who waits
+                    return
+                del result, error
             # Nothing of a request stays behind while the thread waits for the next one.
-            del loop, future, context, handler, arguments, result, error
+            del loop, future, taken, context, handler, arguments
 
     def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         self._inside -= 1

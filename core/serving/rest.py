@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -27,9 +29,11 @@ from kservekit.errors import (
     ServingError,
     Unavailable,
 )
+from kservekit.identity import Principal
 from kservekit.serving import cloudevents
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import Departure
+from kservekit.serving.headers import as_dict
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,23 @@ _NAME = r"(?P<name>[^/:]+)"
 
 UNPACK_IN_THREAD_BYTES = 32_768
 """Packed bodies from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
+
+DISCARD_S = 2.0
+"""How long the rest of a body that is too large is read, so that its sender comes to hear so."""
+
+
+@dataclass(slots=True)
+class Call:
+    """What is known of a POST before its body is read."""
+
+    headers: Headers
+    principal: Principal | None
+    deadline: float
+
+    def told(self, request: Request, model: str) -> Request:
+        request.model, request.headers = model, self.headers
+        request.principal, request.deadline = self.principal, self.deadline
+        return request
 
 
 class RestApp:
@@ -107,10 +128,12 @@ class RestApp:
                 arguments: dict[str, Any] = {key: unquote(value or "") for key, value in match.groupdict().items()}
                 if method != "POST":
                     return await handler(**arguments)
-                headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-                arguments |= {"headers": headers, "body": await self._body(headers, receive)}
+                pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"])
+                headers = as_dict(pairs, self.dataplane.once)
+                call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
+                body = await self._body(headers, receive)
                 async with Departure(receive):
-                    return await handler(**arguments)
+                    return await handler(**arguments, call=call, body=body)
         if methods:
             allow = ", ".join(sorted(methods))
             text = f"{scope['method']} is not for {path[:200]}: expected {allow}"
@@ -121,6 +144,8 @@ class RestApp:
         """The whole body; refused before it is read where it says that it is too large, and while it is."""
         limit = self.settings.max_body_bytes
         if int(headers.get("content-length", 0)) > limit:
+            if "expect" not in headers:  # one who waits for our word has sent nothing yet
+                await self._discard(receive)
             raise self._too_large()
         message = await receive()
         body: bytes | bytearray = message.get("body", b"")
@@ -145,9 +170,22 @@ class RestApp:
                 raise Cancelled("the caller went away before its request was whole")
             body += message.get("body", b"")
             if len(body) > self.settings.max_body_bytes:
+                body.clear()
+                await self._discard(receive)
                 raise self._too_large()
             if not message.get("more_body"):
                 return
+
+    async def _discard(self, receive: Any) -> None:
+        """Reads on, within reason: many clients hear no answer before they have sent everything."""
+        left = self.settings.max_body_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(DISCARD_S, self.settings.body_timeout_s / 2)):
+                while left > 0:
+                    message = await receive()
+                    if not message.get("more_body"):
+                        return
+                    left -= len(message.get("body", b""))
 
     def _too_large(self) -> PayloadTooLarge:
         limit = self.settings.max_body_bytes
@@ -161,40 +199,36 @@ class RestApp:
             raise InvalidInput(f"{TIMEOUT_HEADER} is {asked[:40]!r}: expected whole milliseconds, such as 500")
         return self.dataplane.deadline(int(asked) / 1000)
 
-    async def infer_v2(self, name: str, version: str, headers: Headers, body: bytes) -> Reply:
+    async def infer_v2(self, name: str, version: str, call: Call, body: bytes) -> Reply:
         self.dataplane.model(name)
-        deadline = self._deadline(headers)
         with timing.stage("read"):
-            request = rest_v2.decode_request(body, headers.get(rest_v2.JSON_LENGTH_HEADER))
-        request.model, request.version, request.headers, request.deadline = name, version, headers, deadline
-        answer = await self.dataplane.infer(request)
+            request = rest_v2.decode_request(body, call.headers.get(rest_v2.JSON_LENGTH_HEADER))
+        request.version = version
+        answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
-            parts, json_length = rest_v2.encode_answer(answer, request, await self.dataplane.spec(name))
+            spec = await self.dataplane.spec(name, call.deadline)
+            parts, json_length = rest_v2.encode_answer(answer, request, spec)
             written = b"".join(parts)
         if json_length is None:
             return 200, dict(_JSON), written
         return 200, {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}, written
 
-    async def predict_v1(self, name: str, headers: Headers, body: bytes) -> Reply:
-        event, body = cloudevents.opened(headers, body)
-        deadline = self._deadline(headers)
+    async def predict_v1(self, name: str, call: Call, body: bytes) -> Reply:
+        event, body = cloudevents.opened(call.headers, body)
         if not self.dataplane.takes_arrays(name):
-            request = Request({}, model=name, headers=headers, deadline=deadline)
-            written = dumps(await self.dataplane.predict_v1(loads(body), request))
+            written = dumps(await self.dataplane.predict_v1(loads(body), call.told(Request({}), name)))
             return cloudevents.closed(event, name, 200, dict(_JSON), written)
-        spec = await self.dataplane.spec(name)
+        spec = await self.dataplane.spec(name, call.deadline)
         with timing.stage("read"):
             request = rest_v1.decode_request(body, spec)
-        request.model, request.headers, request.deadline = name, headers, deadline
-        answer = await self.dataplane.infer(request)
+        answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
             written = rest_v1.encode_answer(answer, spec)
         return cloudevents.closed(event, name, 200, dict(_JSON), written)
 
-    async def explain_v1(self, name: str, headers: Headers, body: bytes) -> Reply:
-        event, body = cloudevents.opened(headers, body)
-        request = Request({}, model=name, headers=headers, deadline=self._deadline(headers))
-        written = dumps(await self.dataplane.explain_v1(loads(body), request))
+    async def explain_v1(self, name: str, call: Call, body: bytes) -> Reply:
+        event, body = cloudevents.opened(call.headers, body)
+        written = dumps(await self.dataplane.explain_v1(loads(body), call.told(Request({}), name)))
         return cloudevents.closed(event, name, 200, dict(_JSON), written)
 
     async def metadata(self, name: str, version: str) -> Reply:
@@ -210,15 +244,15 @@ class RestApp:
     async def models(self) -> Reply:
         return 200, dict(_JSON), dumps({"models": self.dataplane.names()})
 
-    async def index(self, headers: Headers, body: bytes) -> Reply:
+    async def index(self, call: Call, body: bytes) -> Reply:
         return 200, dict(_JSON), dumps(self.dataplane.index())
 
-    async def load(self, name: str, headers: Headers, body: bytes) -> Reply:
-        await self.dataplane.load(name)
+    async def load(self, name: str, call: Call, body: bytes) -> Reply:
+        await self.dataplane.load(name, call.principal)
         return 200, dict(_JSON), dumps({"name": name, "load": True})
 
-    async def unload(self, name: str, headers: Headers, body: bytes) -> Reply:
-        await self.dataplane.unload(name)
+    async def unload(self, name: str, call: Call, body: bytes) -> Reply:
+        await self.dataplane.unload(name, call.principal)
         return 200, dict(_JSON), dumps({"name": name, "unload": True})
 
     async def alive(self) -> Reply:
@@ -252,6 +286,8 @@ def error_reply(error: KServeKitError) -> Reply:
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         headers["retry-after"] = str(math.ceil(retry_after))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
     if status == 413:
         headers["connection"] = "close"  # the rest of the body is still on its way
     return status, headers, dumps({"error": str(error)})

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import kserve
@@ -47,9 +47,13 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         super().__init__(**arguments)
         self.flags = flags
         self.settings = config.read(config.ServerSettings)
-        self.revision = os.environ.get("K_REVISION") or self.settings.revision or "unknown"
+        revision = os.environ.get("K_REVISION") or self.settings.revision or "unknown"
+        self.revision = revision.encode("ascii", "backslashreplace").decode()  # gRPC's metadata holds no more
         self.plane = DataPlane(
-            self.registered_models, self.settings, check_predictors=flags.enable_predictor_health_check
+            self.registered_models,
+            self.settings,
+            config.read(config.IdentitySettings),
+            check_predictors=flags.enable_predictor_health_check,
         )
         self.worker: workers.Worker | None = None
 
@@ -60,7 +64,13 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 f"--workers is {self.workers}, and this model is made already: expected 1, or a class or factory given "
                 "to serve(), which each worker calls for itself"
             )
+        if self.enable_grpc and self.grpc_port == self.http_port:
+            raise CannotStart(f"--http_port and --grpc_port are both {self.http_port}: expected two")
         for model in models:
+            if model.name in self.plane.names():
+                raise CannotStart(
+                    f"two models are called {model.name!r}: give each a name, as in serve(A('a'), B('b'))"
+                )
             self.register_model(model)
             if not hooks_are_ours(model):
                 keep_off_the_loop(model)
@@ -77,23 +87,17 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         stop = Stop(loop)
         if self.worker is not None:
             self.worker.watch_supervisor(loop, stop.now)
-        listener = workers.listen(self.settings.host, self.http_port, shared=self.worker is not None)
-        rest = _Rest(self._uvicorn_config())
-        grpc = None
-        if self.enable_grpc:
-            grpc = await grpc_server.start(
-                grpc_server.InferenceService(self.plane, self.revision, server_timing=self.settings.server_timing),
-                self.settings.host,
-                self.grpc_port,
-                max_send_bytes=self.flags.grpc_max_send_message_length,
-                max_receive_bytes=self.flags.grpc_max_receive_message_length,
-                share_port=self.worker is not None,
-            )
-        serving = asyncio.create_task(rest.serve(sockets=[listener]))
         stopping = asyncio.create_task(stop.asked.wait())
+        loading = asyncio.create_task(self._load())
+        listening: list[Callable[[], Awaitable[object]]] = []
         try:
-            # Listening comes before loading, so that a long load does not look dead to a liveness probe.
-            loading = asyncio.create_task(self._load())
+            # A server listens before it loads, so that a long load does not look dead to a liveness probe. A worker
+            # listens after it: its fellows answer meanwhile, and nobody should meet the one that cannot yet.
+            if self.worker is None:
+                serving = await self._listen(listening)
+            else:
+                await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                serving = await self._listen(listening) if loading.done() and not loading.exception() else stopping
             await asyncio.wait({loading, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
@@ -104,14 +108,40 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 if stop.by == signal.SIGTERM:
                     await self._lame_duck()
         finally:
-            self.plane.draining = True
-            rest.should_exit = True
-            await asyncio.gather(serving, *([grpc.stop(self.grace_period)] if grpc else []))
+            self.plane.draining = self.plane.closing = True
+            await asyncio.gather(*(close() for close in listening))
             stopping.cancel()
-            for model in self.registered_models.get_models().values():
-                if isinstance(model, ArrayModel):
-                    await model.close()
-                model.stop()
+            if loading.done():  # else a model is in the midst of it, in a thread that ends with the process
+                for model in self.registered_models.get_models().values():
+                    if isinstance(model, ArrayModel):
+                        await model.close()
+                    model.stop()
+
+    async def _listen(self, listening: list[Callable[[], Awaitable[object]]]) -> asyncio.Task[None]:
+        """REST and gRPC; adds what closes each of them. The task ends when REST does."""
+        shared = self.worker is not None
+        if self.enable_grpc:
+            grpc = await grpc_server.start(
+                grpc_server.InferenceService(self.plane, server_timing=self.settings.server_timing),
+                self.revision,
+                self.settings.host,
+                self.grpc_port,
+                max_send_bytes=self.flags.grpc_max_send_message_length,
+                # KServe's default is 8 MiB, an eighth of what REST takes.
+                max_receive_bytes=max(self.flags.grpc_max_receive_message_length, self.settings.max_body_bytes),
+                share_port=shared,
+            )
+            listening.append(lambda: grpc.stop(self.grace_period))
+        listener = workers.listen(self.settings.host, self.http_port, shared=shared)
+        rest = _Rest(self._uvicorn_config())
+        serving = asyncio.create_task(rest.serve(sockets=[listener]))
+
+        async def close() -> None:
+            rest.should_exit = True
+            await serving
+
+        listening.append(close)
+        return serving
 
     async def _lame_duck(self) -> None:
         """Not ready, and still serving: until those who send requests here have noticed."""
@@ -208,6 +238,10 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
         for warning in warnings:
             log.warning("%s", warning)
         made = any(isinstance(target, kserve.Model) for target in targets)
+        if flags.workers > 1 and server.settings.repository_api:
+            raise CannotStart(
+                "--workers is above 1 and KSERVEKIT_REPOSITORY_API on: a request reaches one worker alone"
+            )
         if flags.workers > 1 and server.worker is None and not made:
             ports = [server.http_port] + ([server.grpc_port] if server.enable_grpc else [])
             sys.exit(workers.supervise(flags.workers, server.settings.host, ports))

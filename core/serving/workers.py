@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -71,9 +72,13 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise CannotStart(
-            f"HTTP port {port} on {host} cannot be bound ({error.strerror}); choose another with --http_port"
-        ) from None
+        if error.errno == errno.EADDRINUSE:
+            way_out = "choose another with --http_port"
+        elif error.errno == errno.EACCES:
+            way_out = "ports below 1024 are for root; choose another with --http_port"
+        else:
+            way_out = f"KSERVEKIT_HOST is {host!r}: expected an address of this machine, such as 127.0.0.1"
+        raise CannotStart(f"HTTP port {port} on {host} cannot be bound ({error.strerror}); {way_out}") from None
     listener.set_inheritable(True)
     return listener
 
