@@ -8,7 +8,7 @@ import time
 import kserve
 import numpy as np
 
-from kservekit.errors import InvalidInput, TooManyRequests
+from kservekit.errors import InvalidInput, TooManyRequests, Unavailable
 from kservekit.serving import Predictor, TensorSpec, Transformer, current_request
 
 
@@ -41,6 +41,8 @@ class Failing(Predictor):
             raise InvalidInput("x is too red")
         if how == "none":
             return None
+        if how == "down":
+            raise Unavailable("busy", retry_after=3)
         return {"y": np.array([np.nan])}
 
 
@@ -136,3 +138,39 @@ class Explaining(Plain):
 
 class Passing(Transformer):
     """Hands on what it is given."""
+
+
+class HookedErrors(Failing):
+    """One of ours that fails behind an overridden hook of KServe's."""
+
+    async def postprocess(self, result, headers=None, response_headers=None):
+        return result
+
+
+class Starting(Doubler):
+    """Sets itself up in KServe's start hook, and takes its time to load."""
+
+    started = False
+
+    def start(self):
+        Starting.started = True
+
+    def load(self):
+        sys.stdout.write("loading\n")
+        sys.stdout.flush()
+        time.sleep(float(os.environ.get("LOAD_S", "0")))
+        self.ready = self.started
+        return self.ready
+
+
+class Unhealthy(Doubler):
+    async def healthy(self):
+        raise RuntimeError("a secret in /home/me/token")
+
+
+class Asker(Predictor):
+    """Says who asks."""
+
+    async def infer(self, tensors):
+        principal = current_request().principal
+        return {"who": np.array([principal.name if principal else "nobody"], object)}

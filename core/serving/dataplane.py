@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
@@ -39,6 +40,11 @@ from kservekit.tensors import ModelSpec
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+LONGEST_ID = 128
+"""Characters of a request's id in handlers, messages and logs, where it stays on its line; the answer has it whole."""
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 _ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
 
@@ -161,7 +167,8 @@ class DataPlane:
     async def infer(self, request: Request) -> Answer:
         """The requested outputs; a ServingError for anything else."""
         given = request.id
-        request.id = given or request.headers.get("x-request-id") or next(_ids)
+        named = given or request.headers.get("x-request-id")
+        request.id = _UNPRINTABLE.sub("?", named[:LONGEST_ID]) if named else next(_ids)
         if len(request.tensors) > self.settings.max_tensors:
             limit = self.settings.max_tensors
             raise InvalidInput(f"{len(request.tensors)} inputs: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")

@@ -126,8 +126,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 self.revision,
                 self.settings.host,
                 self.grpc_port,
-                max_send_bytes=self.flags.grpc_max_send_message_length,
                 # KServe's default is 8 MiB, an eighth of what REST takes.
+                max_send_bytes=max(self.flags.grpc_max_send_message_length, self.settings.max_body_bytes),
                 max_receive_bytes=max(self.flags.grpc_max_receive_message_length, self.settings.max_body_bytes),
                 share_port=shared,
             )
