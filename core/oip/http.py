@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -102,10 +102,11 @@ class HttpBackend:
             async with self._session.request(
                 method,
                 self.base_url + path,
-                data=b"".join(parts) if parts else None,
+                data=_pieces(parts) if parts else None,
                 headers={
                     **forwarded(request.headers, self.forward_headers),
                     TIMEOUT_HEADER: f"{timeout_s * 1000:.0f}",
+                    **({"content-length": str(sum(map(len, parts)))} if parts else {}),
                     **(headers or {}),
                 },
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -141,6 +142,12 @@ def _message(body: bytes) -> str | None:
     except (errors.InvalidInput, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+async def _pieces(parts: list[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
+    """A body as it is, without a copy of it in one piece."""
+    for part in parts:
+        yield part
 
 
 def _trust() -> ssl.SSLContext | bool:
