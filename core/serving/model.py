@@ -8,7 +8,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import kserve
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
@@ -88,7 +88,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         token = _current.set(request)
         try:
             if _is_async(getattr(handler, "__func__", handler)):
-                outputs = await handler(tensors)
+                outputs: Any = await cast(Awaitable[Tensors], handler(tensors))
             else:
                 outputs = await handler_pool().run(handler, tensors)
             return check_outputs(outputs, f"{type(self).__name__}.{getattr(handler, '__name__', 'handler')}")
@@ -199,7 +199,7 @@ def hooks_are_ours(model: kserve.Model) -> TypeGuard[ArrayModel]:
 
 
 @functools.lru_cache(maxsize=256)
-def _hooks_are_ours(kind: type[Any]) -> bool:
+def _hooks_are_ours(kind: Any) -> bool:
     theirs: Mapping[str, Any] = vars(kserve.Model)
     return (
         issubclass(kind, ArrayModel)

@@ -275,7 +275,7 @@ class RestApp:
         registry = REGISTRY
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # set by the supervisor of several workers: all of theirs
             registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return 200, {"content-type": content_type}, await asyncio.to_thread(encoder, registry)
 
 

@@ -94,7 +94,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             # A server listens before it loads, so that a long load does not look dead to a liveness probe. A worker
             # listens after it: its fellows answer meanwhile, and nobody should meet the one that cannot yet.
             if self.worker is None:
-                serving = await self._listen(listening)
+                serving: asyncio.Task[Any] = await self._listen(listening)
             else:
                 await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 serving = await self._listen(listening) if loading.done() and not loading.exception() else stopping
