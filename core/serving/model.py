@@ -195,7 +195,8 @@ def _is_async(function: Any) -> bool:
 
 def hooks_are_ours(model: kserve.Model) -> TypeGuard[ArrayModel]:
     """Whether nobody overrode KServe's hooks, so that arrays may go to `answer` directly."""
-    return _hooks_are_ours(type(model))
+    kind: Any = type(model)
+    return _hooks_are_ours(kind)
 
 
 @functools.lru_cache(maxsize=256)
