@@ -155,6 +155,8 @@ class ImageSettings:
     """The largest picture decoded, in pixels; a small file can hold a huge one."""
     max_images: int = 64
     """The most pictures in one request."""
+    decoders: int = 0
+    """How many pictures are decoded at once, and so in memory at their full size; 0: as many as cores."""
 
 
 ALL = (ServerSettings, BackendSettings, IdentitySettings, TritonSettings, OnnxSettings, ImageSettings)

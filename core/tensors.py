@@ -70,6 +70,8 @@ class TensorSpec:
     """-1 stands for any size; the first dimension is the batch's, where there is one."""
     content_type: str = ""
     """`base64` where a BYTES tensor is not text, so that JSON carries it as base64."""
+    optional: bool = False
+    """Whether a request may leave this input out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -116,7 +118,7 @@ class ModelSpec:
                 raise InvalidInput(f"input {name!r} is {datatype}: this model takes {spec.datatype}")
             if not spec.fits(array.shape):
                 raise InvalidInput(f"input {name!r} has shape {list(array.shape)}: this model takes {list(spec.shape)}")
-        missing = declared.keys() - tensors.keys()
+        missing = [name for name, spec in declared.items() if name not in tensors and not spec.optional]
         if missing:
             raise InvalidInput(f"missing input {', '.join(map(repr, sorted(missing)))}")
 

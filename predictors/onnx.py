@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ class OnnxPredictor(Predictor):
         super().__init__(name)
         self.settings = settings or config.read(OnnxSettings)
         self.session: Any = None
+        self._dimensions: list[tuple[str, int, str]] = []
 
     def load(self) -> bool:
         try:
             import onnxruntime
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
         except ImportError:
             raise CannotStart("ONNX Runtime is not installed: pip install 'kservekit[onnx]'") from None
         path = Path(self.settings.model_path)
@@ -52,14 +55,47 @@ class OnnxPredictor(Predictor):
         except Exception as error:  # its exceptions have no common base
             raise CannotStart(f"{path} is not a model that ONNX Runtime takes: {error}") from error
         self.inputs = [_spec(item) for item in self.session.get_inputs()]
+        self._dimensions = _named_dimensions(self.session.get_inputs())
+        self._invalid_argument = InvalidArgument
         self.outputs = [_spec(item) for item in self.session.get_outputs()]
         self.ready = True
         return self.ready
 
     def infer(self, tensors: Tensors) -> Tensors:
         feed = {name: _text(name, values) if values.dtype.kind == "O" else values for name, values in tensors.items()}
+        _check_dimensions(self._dimensions, feed)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self.session.run(names, feed), strict=True))
+        try:
+            outputs = self.session.run(names, feed)
+        except self._invalid_argument as error:
+            raise InvalidInput(f"the model does not take these values: {_reason(error)}") from error
+        return dict(zip(names, outputs, strict=True))
+
+
+def _named_dimensions(inputs: list[Any]) -> list[tuple[str, int, str]]:
+    """Input, axis and name of each size that the file leaves open and has more than once."""
+    found = [(item.name, axis, size) for item in inputs for axis, size in enumerate(item.shape) if size]
+    names = [name for _, _, name in found]
+    return [place for place in found if isinstance(place[2], str) and names.count(place[2]) > 1]
+
+
+def _check_dimensions(dimensions: list[tuple[str, int, str]], tensors: Tensors) -> None:
+    """ONNX: sizes of one name are one size. The runtime does not look, and breaks in the middle of the model."""
+    first: dict[str, tuple[str, int, int]] = {}
+    for name, axis, dimension in dimensions:
+        size = tensors[name].shape[axis]
+        other, other_axis, expected = first.setdefault(dimension, (name, axis, size))
+        if size != expected:
+            raise InvalidInput(
+                f"input {name!r} has size {size} at dimension {axis}, and input {other!r} {expected} at dimension "
+                f"{other_axis}: this model takes one size for both, {dimension!r}"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """Without the runtime's own code and the place in its sources."""
+    text = str(error).rpartition("INVALID_ARGUMENT : ")[2].rpartition("Status Message: ")[2]
+    return re.sub(r"^\S+\.(h|cc|cpp):\d+ ", "", text).strip()
 
 
 def _text(name: str, values: np.ndarray) -> np.ndarray:
@@ -71,6 +107,11 @@ def _text(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _spec(item: Any) -> TensorSpec:
+    if item.type == "tensor(bfloat16)":
+        raise CannotStart(
+            f"{item.name!r} of the model is BF16, which ONNX Runtime does not give as an array: "
+            "export the model with FP16 or FP32 inputs and outputs; BF16 inside of it is fine"
+        )
     if item.type not in _DATATYPES:
         raise CannotStart(f"{item.name!r} of the model is {item.type}, which the protocol has no datatype for")
     return TensorSpec(

@@ -68,3 +68,48 @@ def test_a_datatype_that_the_protocol_lacks_cannot_be_loaded(tmp_path):
         CannotStart, match=r"'x' of the model is tensor\(float8e4m3fn\), which the protocol has no datatype for"
     ):
         OnnxPredictor(settings=OnnxSettings(str(tmp_path / "m.onnx"))).load()
+
+
+def test_bf16_cannot_be_loaded_and_the_way_out_is_said(tmp_path):
+    item = ("x", TensorProto.BFLOAT16, [1])
+    write_onnx(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])], [item], [("y", *item[1:])])
+    with pytest.raises(CannotStart, match=r"'x' of the model is BF16, .* with FP16 or FP32 inputs and outputs"):
+        OnnxPredictor(settings=OnnxSettings(str(tmp_path / "m.onnx"))).load()
+
+
+@pytest.fixture(scope="module")
+def picky(tmp_path_factory):
+    """sum = a + b for one N; and table[at], where a row may not be there."""
+    path = tmp_path_factory.mktemp("onnx") / "picky.onnx"
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Gather", ["table", "at"], ["row"])]
+    a, b = ("a", TensorProto.FLOAT, ["N"]), ("b", TensorProto.FLOAT, ["N"])
+    table, at = ("table", TensorProto.FLOAT, [4]), ("at", TensorProto.INT64, ["M"])
+    write_onnx(path, nodes, [a, b, table, at], [("sum", *a[1:]), ("row", TensorProto.FLOAT, ["M"])])
+    with LocalServer(TARGET, model_name="picky", settings={"KSERVEKIT_ONNX_MODEL_PATH": str(path)}) as server:
+        yield server
+
+
+def taken(a=2, b=2, at=0):
+    zeros = {"a": np.zeros(a, np.float32), "b": np.zeros(b, np.float32), "table": np.zeros(4, np.float32)}
+    return zeros | {"at": np.array([at])}
+
+
+@pytest.mark.parametrize(("a", "b"), [(2, 3), (1, 3), (0, 1)])
+def test_sizes_of_one_name_must_be_one_size(picky, a, b):
+    with pytest.raises(InvalidInput) as found:
+        ask(picky, "v2 gRPC", taken(a, b))
+    assert str(found.value) == (
+        f"input 'b' has size {b} at dimension 0, and input 'a' {a} at dimension 0: "
+        "this model takes one size for both, 'N'"
+    )
+
+
+@pytest.mark.parametrize("wire", WIRES[1:])
+def test_a_value_that_the_model_does_not_take_is_the_callers_fault(picky, wire):
+    assert ask(picky, wire, taken(at=3)).tensors["row"].tolist() == [0]
+    with pytest.raises(InvalidInput) as found:
+        ask(picky, wire, taken(at=9))
+    assert str(found.value) == (
+        "the model does not take these values: "
+        "indices element out of data bounds, idx=9 must be within the inclusive range [-4,3]"
+    )

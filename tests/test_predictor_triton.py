@@ -1,13 +1,20 @@
 """TritonPredictor, and a transformer before it, against the real Triton."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from calls import MODELS, WIRES, ask, floats, http
 from conftest import write_doubles
 
 from kservekit import errors
+from kservekit.codec.message import Request
+from kservekit.config import TritonSettings
 from kservekit.local.server import LocalServer
 from kservekit.local.triton import TritonServer, reserved_ports
+from kservekit.predictors.repository import write_model
+from kservekit.predictors.triton import SPEC_AGE_S, TritonPredictor
+from kservekit.tensors import ModelSpec, TensorSpec
 
 TARGET = "kservekit.predictors.triton:TritonPredictor"
 
@@ -59,17 +66,19 @@ def test_the_predictors_metadata_is_tritons(predictor):
 @pytest.mark.parametrize("through", ["predictor", "transformer"])
 def test_what_triton_says_of_its_failure_stays_in_the_log(request, through, wire):
     server, predictor = request.getfixturevalue(through), request.getfixturevalue("predictor")
+    id = f"{through}-{wire}-fails".replace(" ", "-")
     if wire == "v1" and through == "transformer":
-        reply = http(server.http_url, "/v1/models/doubles:predict", {"instances": [{"x": [-1, 0, 0]}]})
+        reply = http(server.http_url, "/v1/models/doubles:predict", {"instances": [{"x": [-1, 0, 0]}]}, x_request_id=id)
         status, message = reply.status, reply.json["error"]
     else:
         with pytest.raises(errors.ModelError) as found:
-            ask(server, wire, {"x": floats([-1, 0, 0])})
+            ask(server, wire, {"x": floats([-1, 0, 0])}, id=id, headers={"x-request-id": id})
         status, message = found.value.http, str(found.value)
     assert status == 500
-    assert "model 'doubles' failed in its backend" in message
+    assert f"model 'doubles' failed in its backend (request id {id})" in message
     assert "secret" not in message
-    assert "negative, in /secret/path/model.py" in predictor.process.log_tail(20)
+    (line,) = (line for line in predictor.process.log_tail(20).splitlines() if f"id={id}: " in line)
+    assert "negative, in /secret/path/model.py" in line
 
 
 @pytest.mark.parametrize("wire", WIRES[1:])
@@ -79,13 +88,134 @@ def test_what_triton_says_of_its_failure_stays_in_the_log(request, through, wire
         ({"x": np.zeros((1, 3))}, errors.InvalidInput, "input 'x' is FP64: this model takes FP32"),
         ({"x": floats([1, 2])}, errors.InvalidInput, "input 'x' has shape [1, 2]: this model takes [-1, 3]"),
         ({"z": floats([1, 2, 3])}, errors.InvalidInput, "unknown input 'z': this model takes 'x'"),
-        ({"x": np.zeros((9, 3), np.float32)}, errors.InvalidInput, "batch-size must be <= 8"),
+        (
+            {"x": np.zeros((9, 3), np.float32)},
+            errors.InvalidInput,
+            "inference request batch-size must be <= 8 for 'doubles'",
+        ),
     ],
 )
 def test_what_does_not_fit_tritons_model_is_the_callers_fault(predictor, wire, tensors, error, reason):
     with pytest.raises(error) as found:
         ask(predictor, wire, tensors)
-    assert reason in str(found.value)
+    assert str(found.value) == reason
+
+
+VERSION_IN_TRITON = """
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [triton.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [triton.InferenceResponse([triton.Tensor("y", x * VERSION)]) for x in inputs]
+"""
+
+
+def write_version(folder, version, width, name="times"):
+    """y = version * x, for rows of that width."""
+    script = folder / "model.py"
+    script.write_text(VERSION_IN_TRITON.replace("VERSION", str(version)))
+    spec = ModelSpec((TensorSpec("x", "FP32", (-1, width)),), (TensorSpec("y", "FP32", (-1, width)),))
+    write_model(folder / "repository", name, spec, {"model.py": script}, max_batch_size=8, version=version)
+
+
+@pytest.fixture
+def times(tmp_path):
+    """A Triton with version 10 of a model, and a function that has it load another one instead."""
+    write_version(tmp_path, 10, width=3)
+    explicit = ("--model-control-mode=explicit", "--load-model=times")
+    with TritonServer(tmp_path / "repository", arguments=explicit) as triton:
+
+        def load(version, width):
+            write_version(tmp_path, version, width)
+            assert http(triton.http_url, "/v2/repository/models/times/load", {}).status == 200
+
+        yield triton, load
+
+
+def test_what_triton_loads_meanwhile_is_answered_with_its_own_version_and_shape(times):
+    triton, load = times
+    with in_front_of(triton.grpc_url, model="times") as server:
+        path = "/v2/models/doubles/versions/11"
+        for wire in WIRES:
+            assert ask(server, wire, {"x": floats([1, 2, 3])}).tensors.popitem()[1].tolist() == [[10, 20, 30]]
+        assert http(server.http_url, path).status == 404
+
+        load(11, width=3)
+        for wire in WIRES[1:]:
+            answer = ask(server, wire, {"x": floats([1, 2, 3])})
+            assert (answer.version, answer.tensors["y"].tolist()) == ("11", [[11, 22, 33]])
+            assert ask(server, wire, {"x": floats([1, 2, 3])}, version="11").version == "11"
+        assert http(server.http_url, path).json["versions"] == ["11"]
+        with pytest.raises(errors.ModelNotFound, match="no version '10': it has 11"):
+            ask(server, "v2 gRPC", {"x": floats([1, 2, 3])}, version="10")
+
+        load(12, width=2)
+        assert ask(server, "v2 gRPC", {"x": floats([1, 2])}, version="12").tensors["y"].tolist() == [[12, 24]]
+        load(13, width=4)
+        answer = ask(server, "v2 binary", {"x": floats([1, 2, 3, 4])})
+        assert (answer.version, answer.tensors["y"].tolist()) == ("13", [[13, 26, 39, 52]])
+        with pytest.raises(errors.InvalidInput, match=r"has shape \[1, 2\]: this model takes \[-1, 4\]"):
+            ask(server, "v2 binary", {"x": floats([1, 2])})
+
+
+def test_metadata_ages_and_callers_who_are_wrong_together_ask_triton_once(times):
+    triton, load = times
+    now, asked = 1000.0, []
+
+    async def story():
+        nonlocal now
+        predictor = TritonPredictor("times", settings=TritonSettings(url=triton.grpc_url), clock=lambda: now)
+        spec = predictor.backend.spec
+        predictor.backend.spec = lambda *of: asked.append(of) or spec(*of)
+        try:
+            assert (await predictor.spec()).versions == ("10",)
+            await asyncio.to_thread(load, 11, 3)
+            now += SPEC_AGE_S - 1
+            assert (await predictor.spec()).versions == ("10",)
+            assert len(asked) == 1
+            now += 2
+            assert (await predictor.spec()).versions == ("11",)
+            assert len(asked) == 2
+            now += 2
+            wrong = [predictor.answer(Request({"x": floats([1])}, model="times")) for _ in range(20)]
+            found = await asyncio.gather(*wrong, return_exceptions=True)
+            assert {type(error) for error in found} == {errors.InvalidInput}
+        finally:
+            await predictor.close()
+
+    asyncio.run(story())
+    assert len(asked) <= 4
+
+
+def test_tritons_optional_inputs_may_be_left_out_and_its_others_may_not(tmp_path):
+    script = """
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x, bias = (triton.get_input_tensor_by_name(request, name) for name in ("x", "bias"))
+            y = x.as_numpy() + (bias.as_numpy() if bias is not None else 0)
+            answers.append(triton.InferenceResponse([triton.Tensor("y", y)]))
+        return answers
+"""
+    (tmp_path / "model.py").write_text(script)
+    inputs = (TensorSpec("x", "FP32", (-1,)), TensorSpec("bias", "FP32", (1,)))
+    spec = ModelSpec(inputs, (TensorSpec("y", "FP32", (-1,)),))
+    folder = write_model(tmp_path / "repository", "doubles", spec, {"model.py": tmp_path / "model.py"})
+    text = (folder / "config.pbtxt").read_text()
+    assert text.count('name: "bias"\n') == 1
+    (folder / "config.pbtxt").write_text(text.replace('name: "bias"\n', 'name: "bias"\n  optional: true\n'))
+    with TritonServer(tmp_path / "repository") as triton, in_front_of(triton.grpc_url) as server:
+        for wire in WIRES[1:]:
+            assert ask(server, wire, {"x": floats(1, 2)}).tensors["y"].tolist() == [1, 2]
+            assert ask(server, wire, {"x": floats(1, 2), "bias": floats(5)}).tensors["y"].tolist() == [6, 7]
+            with pytest.raises(errors.InvalidInput, match="missing input 'x'"):
+                ask(server, wire, {"bias": floats(5)})
+        reply = http(server.http_url, "/v1/models/doubles:predict", {"instances": [{"x": 1}, {"x": 2}]})
+        assert reply.json == {"predictions": [1.0, 2.0]}
 
 
 def test_an_unknown_version_is_not_found(predictor):

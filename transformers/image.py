@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import io
+import os
+import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from kservekit import config
 from kservekit.config import ImageSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelError, PayloadTooLarge, UnsupportedMedia
 from kservekit.oip import Backend
 from kservekit.serving import Tensors, TensorSpec, Transformer
+from kservekit.serving.pool import handler_pool
 from kservekit.telemetry.timing import stage
 
-FORMATS = ("JPEG", "PNG")
+
+class Jpeg(JpegImageFile):
+    """Pillow looks into EXIF for a resolution that nobody asks for here, and warns the log of all that is odd in it."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+FORMATS: dict[bytes, type[ImageFile]] = {b"\xff\xd8\xff": Jpeg, b"\x89PNG\r\n\x1a\n": PngImageFile}
+"""How a file begins, and who reads it. Image.open would first hold it against Pillow's own limit on pixels, which is
+one for the whole process."""
+
+BASE64 = (b"/9j/", b"iVBOR")
+"""How such files begin as base64."""
+
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+"""EXIF 2.32, tag 0x0112: whether rows and columns change places, then whether rows, then columns, are reversed."""
 
 
 class ImageTransformer(Transformer):
@@ -61,10 +94,11 @@ class ImageTransformer(Transformer):
         self._scale = np.float32(1) / np.array(self.settings.std, dtype=np.float32)
         self._shift = np.array(self.settings.mean, dtype=np.float32) * self._scale
         self._input_name = ""
+        self._decoders = threading.BoundedSemaphore(self.settings.decoders or os.cpu_count() or 1)
 
     async def to_tensors(self, tensors: Tensors) -> Tensors:
         name = await self._predictor_input()
-        return {name: await asyncio.to_thread(self._tensor, tensors["image"])}
+        return {name: await handler_pool().run(self._tensor, tensors["image"])}
 
     def from_tensors(self, tensors: Tensors) -> Tensors:
         if len(tensors) != 1:
@@ -113,45 +147,54 @@ class ImageTransformer(Transformer):
     def pixels(self, files: np.ndarray) -> np.ndarray:
         """UINT8 [n, size, size, 3] from n files; UnsupportedMedia, InvalidInput or PayloadTooLarge names the file."""
         if len(files) > self.settings.max_images:
-            raise PayloadTooLarge(f"{len(files)} images: expected at most {self.settings.max_images} a request")
+            raise PayloadTooLarge(
+                f"{len(files)} images: expected at most {self.settings.max_images} a request "
+                "(KSERVEKIT_IMAGE_MAX_IMAGES)"
+            )
         if not len(files):
             raise InvalidInput("no image in input 'image'")
+        # All are looked at before the first is decoded: a request that is refused costs little.
+        pictures = [self._opened(file, f"image {index}") for index, file in enumerate(files)]
         result = np.empty((len(files), self.settings.size, self.settings.size, 3), dtype=np.uint8)
-        for index, file in enumerate(files):
-            result[index] = self._square(file, f"image {index}")
+        for index in range(len(files)):
+            result[index] = self._square(pictures.pop(0), f"image {index}")
         return result
 
-    def _square(self, file: bytes, label: str) -> np.ndarray:
-        with stage("decode_image"):
-            picture = self._decoded(file, label)
-        with stage("resize"):
-            # One step from the source: the centre that would be left after resizing and cropping.
-            side = min(picture.size) * self.settings.size / self.settings.resize
-            left, top = (picture.width - side) / 2, (picture.height - side) / 2
-            square = (self.settings.size, self.settings.size)
-            box = (left, top, left + side, top + side)
-            return np.asarray(picture.resize(square, Image.Resampling.BICUBIC, box=box))
-
-    def _decoded(self, file: bytes, label: str) -> Image.Image:
-        try:
-            picture = Image.open(io.BytesIO(file), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise PayloadTooLarge(f"{label} has too many pixels: expected at most {self.settings.max_pixels}") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-            raise UnsupportedMedia(f"{label} is not a {' or '.join(FORMATS)} file ({len(file)} bytes)") from None
+    def _opened(self, file: bytes, label: str) -> ImageFile:
+        """A picture within the limits, of which only the head was read."""
+        reader = next((reader for magic, reader in FORMATS.items() if file.startswith(magic)), None)
+        if reader is None and file.startswith(BASE64):
+            raise UnsupportedMedia(
+                f"{label} is base64 text: give its tensor "
+                '"parameters": {"content_type": "base64"}, or send the file itself as binary'
+            )
+        if reader is None:
+            raise UnsupportedMedia(f"{label} is not a JPEG or PNG file ({len(file)} bytes)")
+        with _read_by_pillow(label, reader.format):
+            picture = reader(io.BytesIO(file))
         width, height = picture.size
         if width * height > self.settings.max_pixels:
             raise PayloadTooLarge(
                 f"{label} has {width} x {height} pixels: expected at most {self.settings.max_pixels} "
                 "(KSERVEKIT_IMAGE_MAX_PIXELS)"
             )
-        try:
-            # A JPEG can be decoded at a half, a quarter or an eighth; twice the size that is needed loses nothing.
-            picture.draft("RGB", (2 * self.settings.resize, 2 * self.settings.resize))
-            picture.load()
-            return _rgb(ImageOps.exif_transpose(picture))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InvalidInput(f"{label} is a damaged {picture.format} file: {error}") from None
+        return picture
+
+    def _square(self, picture: ImageFile, label: str) -> np.ndarray:
+        with self._decoders, _read_by_pillow(label, picture.format):
+            with stage("decode_image"):
+                # A JPEG can be decoded at a half, a quarter or an eighth; twice the size that is needed loses nothing.
+                picture.draft("RGB", (2 * self.settings.resize, 2 * self.settings.resize))
+                picture.load()
+            with stage("resize"):
+                # One step from the source: the centre that would be left after resizing and cropping.
+                side = min(picture.size) * self.settings.size / self.settings.resize
+                left, top = (picture.width - side) / 2, (picture.height - side) / 2
+                square = _rgb(picture, self.settings.size, (left, top, left + side, top + side))
+        # The centre stays the centre, so it is turned when it is small.
+        swap, rows, columns = ORIENTATIONS.get(_orientation(picture.info.get("exif")), ORIENTATIONS[1])
+        turned = square.transpose(1, 0, 2) if swap else square
+        return turned[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def read_labels(path: str) -> np.ndarray:
@@ -163,7 +206,56 @@ def read_labels(path: str) -> np.ndarray:
     return np.array([line.strip().encode() for line in lines], dtype=np.object_)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+@contextlib.contextmanager
+def _read_by_pillow(label: str, kind: str | None) -> Iterator[None]:
+    """Whatever Pillow raises over a stranger's bytes is said of them; struct.error and TypeError are among it."""
+    try:
+        yield
+    except MemoryError:
+        raise PayloadTooLarge(f"{label} needs more memory than this server has") from None
+    except Exception as error:
+        raise InvalidInput(f"{label} is a damaged {kind} file: {str(error) or type(error).__name__}") from None
+
+
+def _rgb(picture: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """UINT8 [size, size, 3] of what the box holds. Of the picture's own size at most one channel is copied."""
+
+    def resized(source: Image.Image) -> np.ndarray:
+        return np.asarray(source.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+    if picture.mode == "RGB":
+        return resized(picture)
+    if picture.mode == "RGBA":  # as a whole it would be weighted by its transparency
+        return np.dstack([resized(picture.getchannel(channel)) for channel in "RGB"])
+    if picture.mode == "P":
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        found = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        palette[: len(found)] = found
+        return np.dstack([resized(picture.point(channel.tolist(), "L")) for channel in palette.T])
+    if picture.mode == "CMYK":  # not linear, so first made RGB; a JPEG, hence large only beyond its centre
+        reach = 2 + 2 * max(1.0, (box[2] - box[0]) / size)  # of bicubic
+        left, top = max(0, int(box[0] - reach)), max(0, int(box[1] - reach))
+        right, bottom = min(picture.width, int(box[2] + reach)), min(picture.height, int(box[3] + reach))
+        centre = picture.crop((left, top, right, bottom)).convert("RGB")
+        return _rgb(centre, size, (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
     if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip rather than scale
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGB")
+        grey = (resized(picture) >> 8).astype(np.uint8)
+    elif picture.mode == "LA":
+        grey = resized(picture.getchannel("L"))
+    else:
+        grey = resized(picture if picture.mode == "L" else picture.convert("L"))
+    return np.dstack([grey] * 3)
+
+
+def _orientation(exif: bytes | None) -> int:
+    """Tag 0x0112 in the first directory of what EXIF is, a TIFF header; 1, upright, where that cannot be read."""
+    tiff = (exif or b"").removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "<")
+    with contextlib.suppress(struct.error):
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for index in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * index)
+            if tag == 0x0112:
+                return int(value) if kind == 3 else 1
+    return 1

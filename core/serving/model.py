@@ -118,15 +118,21 @@ class Predictor(ArrayModel):
         """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
         raise NotImplementedError(f"{type(self).__name__} has no infer(self, tensors)")
 
-    async def answer(self, request: Request) -> Answer:
+    async def _check_request(self, request: Request) -> str:
+        """The version that answers it; ModelNotFound or InvalidInput where it does not fit the model."""
         spec = await self.spec()
         versions = spec.versions or (self.version,)
         if request.version and request.version not in versions:
             raise ModelNotFound(f"model {self.name!r} has no version {request.version!r}: it has {', '.join(versions)}")
         spec.check_inputs(request.tensors)
+        return request.version or versions[-1]
+
+    async def answer(self, request: Request) -> Answer:
+        version = await self._check_request(request)
         with stage("infer", self._observers["predict"]):
             outputs = await self._run(self.infer, request, request.tensors)
-        return Answer(outputs, model=self.name, version=request.version or versions[-1], id=request.id)
+        # A handler that learns the version from its engine writes it into the request.
+        return Answer(outputs, model=self.name, version=request.version or version, id=request.id)
 
 
 class Transformer(ArrayModel):
