@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from calls import eventually, kservekit, processes_with
 
 from kservekit.local import demo, demo_report, photos
 from kservekit.local.cache import cache_folder
+from kservekit.local.server import LocalServer
+from kservekit.predictors.repository import ONNX_IN_TRITON, write_model
 
 COMMAND = [sys.executable, "-m", "kservekit.cli", "demo"]
 
@@ -260,3 +264,63 @@ def test_two_at_once_on_one_cache_do_not_disturb_each_other(needs_triton):
     for running in both:
         code, told = running.ended()
         assert code == 0, told
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def block(language, containing):
+    (found,) = (text for text in re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S) if containing in text)
+    return found.replace("~/.cache/kservekit", str(cache_folder()))
+
+
+def command(containing):
+    """The settings, the target and the flags of a README's `kservekit serve`."""
+    words = shlex.split(block("sh", containing).replace("\\\n", " "))
+    program = words.index(".venv/bin/kservekit")
+    assert words[program + 1] == "serve"
+    return dict(word.split("=", 1) for word in words[:program]), words[program + 2], words[program + 3 :]
+
+
+def ports(flags):
+    return [flags[flags.index(name) + 1] for name in ("--http_port", "--grpc_port")]
+
+
+def test_the_readmes_photo_service_answers_its_curl_lines_with_labels(needs_triton, tmp_path):
+    # As the demo does.
+    files = {"model.py": ONNX_IN_TRITON, "model.onnx": photos.prepare(cache_folder() / "demo", print).model}
+    write_model(cache_folder() / "demo/repository", demo.MODEL, demo.PHOTO_MODEL, files, max_batch_size=8)
+    predictor_settings, predictor_target, predictor_flags = command("TritonPredictor")
+    settings, target, flags = command("ImageTransformer")
+    numbers = ["8001", *ports(predictor_flags), *ports(flags)]
+    assert len(set(numbers)) == 5
+    assert predictor_settings == {"KSERVEKIT_TRITON_URL": "localhost:8001"}
+    assert f"localhost:{numbers[1]}" in flags
+
+    (tmp_path / "photos.py").write_text(block("python", "TritonServer").replace("8001", "None"))
+    with ExitStack() as stack:
+        triton = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-u", tmp_path / "photos.py"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(triton.terminate)
+        url = triton.stdout.readline().split()[0]
+        predictor = LocalServer(
+            predictor_target, *without_ports(predictor_flags), settings={"KSERVEKIT_TRITON_URL": url}
+        )
+        stack.enter_context(predictor)
+        flags = [predictor.http_url if flag == f"localhost:{numbers[1]}" else flag for flag in without_ports(flags)]
+        transformer = stack.enter_context(LocalServer(target, *flags, settings=settings))
+        for line in ("v1/models/photo:predict", "v2/models/photo/infer"):
+            assert line in block("sh", "picture()")
+        script = block("sh", "picture()").replace(f"localhost:{numbers[3]}", transformer.http_url)
+        done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True)
+        assert done.stdout.count('"espresso"') == 2, done.stdout
+
+
+def without_ports(flags):
+    return [flag for index, flag in enumerate(flags) if "_port" not in flag and "_port" not in flags[index - 1]]
