@@ -25,11 +25,25 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def new_log(role: str, number: int) -> Path:
-    """A log file's name that no other process has; of the older ones of this role only the newest stay."""
+    """A log file's name that no other process has.
+
+    Of the older ones of this role the newest stay, and those of every process that still lives.
+    """
     folder = cache_folder() / "logs"
     for old in sorted(folder.glob(f"{role}-*.log"))[: -(KEPT_LOGS - 1)]:
-        old.unlink(missing_ok=True)
+        if not _owner_lives(old):
+            old.unlink(missing_ok=True)
     return folder / f"{role}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}.log"
+
+
+def _owner_lives(log: Path) -> bool:
+    try:
+        os.kill(int(log.stem.split("-")[-2]), 0)
+    except (ValueError, IndexError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True  # it is somebody else's
+    return True
 
 
 def _chosen(environ: Mapping[str, str]) -> Path:

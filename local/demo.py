@@ -16,6 +16,7 @@ from kservekit.codec import rest_v2
 from kservekit.codec.message import Answer, Request
 from kservekit.local import demo_report, photos
 from kservekit.local.cache import cache_folder
+from kservekit.local.screen import put, takes
 from kservekit.local.server import LocalServer
 from kservekit.local.triton import TritonServer
 from kservekit.local.triton_install import TritonUnavailable, find_triton
@@ -50,14 +51,16 @@ class Service:
 
 def run(*, keep: bool = False, engine: str = "auto", say: Callable[[str], None] | None = None) -> int:
     """The exit code: 0 if every wire answered, all agreed, and each photograph got a class that is right for it."""
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    say = say or (lambda line: put(line, sys.stderr))
     started = time.monotonic()
     say("[1/4] the model and the photographs")
     material = photos.prepare(cache_folder() / "demo", say)
     with _service(material, engine, say) as service:
         report = asyncio.run(_exercise(service, material, say))
+        report.kept = keep
         report.took_s = time.monotonic() - started
-        print(demo_report.screen(report), flush=True)  # noqa: T201
+        block = demo_report.BLOCK if takes(demo_report.BLOCK, sys.stdout) else "#"
+        put(demo_report.screen(report, block=block), sys.stdout)
         if keep:
             _wait_for_ctrl_c(service, say)
     return 0 if report.right else 1
@@ -65,7 +68,7 @@ def run(*, keep: bool = False, engine: str = "auto", say: Callable[[str], None] 
 
 @contextmanager
 def _service(material: photos.PhotoDemo, engine: str, say: Callable[[str], None]) -> Iterator[Service]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, _said_when_stopped(say):
         triton = _triton(material, engine, say, stack) if engine != "onnx" else None
         say("[3/4] the predictor and the transformer, as the processes that they are in a cluster")
         timing = {"KSERVEKIT_SERVER_TIMING": "true"}
@@ -92,6 +95,16 @@ def _service(material: photos.PhotoDemo, engine: str, say: Callable[[str], None]
         predictor.wait_until_ready()
         transformer.wait_until_ready()
         yield Service(predictor, transformer, triton)
+
+
+@contextmanager
+def _said_when_stopped(say: Callable[[str], None]) -> Iterator[None]:
+    """Before anything is stopped, because that takes a while."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopping")
+        raise
 
 
 def _triton(
@@ -222,9 +235,10 @@ async def _statistics(triton: GrpcBackend | None) -> dict[str, float]:
 
 def _wait_for_ctrl_c(service: Service, say: Callable[[str], None]) -> None:
     say("running until Ctrl-C")
+    servers = [server for server in (service.triton, service.predictor, service.transformer) if server]
     try:
         while True:
-            for server in (service.predictor, service.transformer):
+            for server in servers:
                 server.check_alive()
             time.sleep(0.5)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from kservekit.local.photos import Photo
 
 COLUMN = 50
 BAR = 12
+BLOCK = "█"
 
 
 @dataclass
@@ -39,20 +40,25 @@ class Report:
     address: str
     model: str
     took_s: float = field(default=0.0)
+    kept: bool = False
+    """Whether the address goes on answering."""
 
     @property
     def right(self) -> bool:
         return all(result.right for result in self.results) and all(wire.agrees for wire in self.wires)
 
 
-def screen(report: Report) -> str:
+def screen(report: Report, *, block: str = BLOCK) -> str:
     lines = [f"EfficientNet-Lite0 (ImageNet), served by {report.engine}", ""]
     for pair in zip(report.results[::2], report.results[1::2], strict=True):
-        for left, right in zip_longest(*(_photo(result) for result in pair), fillvalue=""):
+        for left, right in zip_longest(*(_photo(result, block) for result in pair), fillvalue=""):
             lines.append(f"{left:{COLUMN}}{right}".rstrip())
         lines.append("")
-    lines += [*_wires(report), "", *_stages(report.stages), ""]
-    lines += ["by hand (with kservekit demo --keep):", f"  {curl(report)}", ""]
+    lines += [*_wires(report), "", *_stages(report.stages, block), ""]
+    if report.kept:
+        lines += ["by hand, until Ctrl-C:", f"  {curl(report)}", ""]
+    else:
+        lines += ["by hand: `kservekit demo --keep` leaves it running, and says how", ""]
     count = len(report.results)
     if report.right:
         lines.append(
@@ -84,11 +90,11 @@ def parse_server_timing(header: str) -> dict[str, float]:
     return found
 
 
-def _photo(result: Result) -> list[str]:
+def _photo(result: Result, block: str) -> list[str]:
     verdict = "right" if result.right else "WRONG, expected " + " or ".join(result.photo.expected)
     lines = [f"{result.photo.title} ({result.photo.path.name}): {verdict}"]
     for label, score in result.top:
-        lines.append(f"  {label[:22]:22} {score * 100:5.1f} % {'█' * round(score * BAR)}")
+        lines.append(f"  {label[:22]:22} {score * 100:5.1f} % {block * round(score * BAR)}")
     return lines
 
 
@@ -101,7 +107,7 @@ def _wires(report: Report) -> list[str]:
     return lines
 
 
-def _stages(stages: dict[str, float]) -> list[str]:
+def _stages(stages: dict[str, float], block: str) -> list[str]:
     """Where a v2 REST binary request spends its time; the hop's remainder is the predictor and the two wires to it."""
     engine = {name: stages[name] for name in stages if name.startswith("triton_")}
     rows = [
@@ -120,5 +126,5 @@ def _stages(stages: dict[str, float]) -> list[str]:
     rows.append(("in all, at the transformer", stages["total"]))
     longest = max(value for _, value in rows)
     return ["where the time went (v2 REST binary, ms)"] + [
-        f"  {name:38}{value:8.2f}  {'█' * round(value / longest * 24)}".rstrip() for name, value in rows
+        f"  {name:38}{value:8.2f}  {block * round(value / longest * 24)}".rstrip() for name, value in rows
     ]

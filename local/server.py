@@ -13,6 +13,7 @@ from typing import Self
 
 from kservekit.errors import CannotStart
 from kservekit.local.cache import new_log
+from kservekit.local.loopback import without_proxy
 from kservekit.local.process import GuardedProcess
 from kservekit.local.triton import HOST, reserved_ports
 
@@ -25,7 +26,7 @@ class LocalServer:
     """Serves `target` (module:Class or path.py:Class) with KServe's `flags` and KSERVEKIT_* `settings`.
 
     As a context manager it is ready inside the block. Variables of the caller's own that begin with
-    KSERVEKIT_ are not handed on, but for the cache folder's. CannotStart has the log's last lines.
+    KSERVEKIT_ are not handed on, and its proxies are not for loopback. CannotStart has the log's last lines.
     """
 
     http_url: str
@@ -45,7 +46,9 @@ class LocalServer:
         self.model_name = model_name
         self.http_url, self.grpc_url = (f"{HOST}:{port}" for port in ports.values())
         self._start_timeout_s = start_timeout_s
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("KSERVEKIT_")}
+        self.target = target
+        environ = without_proxy(os.environ)
+        inherited = {key: value for key, value in environ.items() if not key.startswith("KSERVEKIT_")}
         self.process = GuardedProcess(
             [
                 *(sys.executable, "-m", "kservekit.cli", "serve", target, f"--model_name={model_name}"),
@@ -76,7 +79,7 @@ class LocalServer:
         code = self.process.poll()
         if code is not None:
             raise CannotStart(
-                f"the server of model {self.model_name!r} ended with code {code}; "
+                f"the server of model {self.model_name!r} ({self.target}) ended with code {code}; "
                 f"the last lines of {self.process.log}:\n{self.process.log_tail()}"
             )
 

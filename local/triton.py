@@ -20,9 +20,10 @@ from typing import Self
 
 from kservekit.errors import CannotStart
 from kservekit.local.cache import new_log
+from kservekit.local.loopback import without_proxy
 from kservekit.local.process import GuardedProcess
 from kservekit.local.triton_install import TritonInstallation, find_triton
-from kservekit.local.triton_log import readable, reasons, taken_port
+from kservekit.local.triton_log import hangs, readable, reasons, taken_port
 
 HOST = "127.0.0.1"
 GRACE_S = 10.0
@@ -97,7 +98,7 @@ class TritonServer:
         self.log = new_log("triton", number)
         self._process = process = GuardedProcess(
             [*triton.command, *self._options(triton, ports, token), *self._arguments],
-            env={**os.environ, **triton.env},
+            env={**without_proxy(os.environ), **triton.env},
             log=self.log,
             # With its last dash no server's prefix is the beginning of another's.
             shm_prefix=f"{token}-",
@@ -109,10 +110,10 @@ class TritonServer:
                 self.http_url, self.grpc_url, self.metrics_url = (f"{HOST}:{port}" for port in ports.values())
                 return True
         except BaseException:
-            process.stop()
+            process.kill()  # while it loads, it does not hear SIGTERM; and it has served nobody
             raise
         code = process.poll()
-        process.stop()
+        process.kill()
         text = _text(self.log)
         if code is not None and not last_try and taken_port(text) in set(ports.values()) - set(self._asked.values()):
             return False
@@ -140,9 +141,9 @@ class TritonServer:
         yield "--log-verbose=0"
 
     def _ready(self, process: GuardedProcess, ports: Mapping[str, int], token: str) -> bool:
-        """False: it ended, or time is up."""
+        """False: it ended, it hangs, or time is up."""
         deadline = time.monotonic() + self._start_timeout_s
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline and not hangs(process.log_tail(100)):
             if self._answers(ports, token) and process.poll() is None:
                 return True
             time.sleep(POLL_S)
@@ -157,6 +158,15 @@ class TritonServer:
             return False
         # Metrics come last, some 50 ms after HTTP.
         return _given(self._arguments, "--allow-metrics") or _get(ports["metrics_port"], "/metrics") is not None
+
+    def check_alive(self) -> None:
+        """CannotStart, with the log's last lines, once Triton has ended by itself."""
+        code = self._process.poll() if self._process else None
+        if code is not None:
+            raise CannotStart(
+                f"Triton on {self._repository} ended with code {code}; the last lines of {self.log}:\n"
+                f"{readable(_text(self.log))}"
+            )
 
     def stop(self) -> None:
         """Return once Triton and its Python processes are gone, and their shared memory with them."""

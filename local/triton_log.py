@@ -12,6 +12,7 @@ _PARTICULAR = (
     (r"Error parsing text-format inference\.ModelConfig: (.*)$", "a config.pbtxt cannot be read, at line:column {0}"),
     (r"\"failed to start (\S+) service: \w+ - Socket '(.+?)' already in use", "the {0} address {1} is taken"),
     (r"(unrecognized option .*|option .* requires an argument)$", "it refuses its command line: {0}"),
+    (r"Failed to preinitialize Python stub: (.*)$", "a Python model cannot be opened: {0}"),
     (r"error while loading shared libraries: (\S+?): (.*)$", "the library {0} cannot be loaded: {1}"),
 )
 _GENERAL = ((r"^error: creating server: (?:\w+ - )?(.*)$", "{0}"),)
@@ -26,6 +27,11 @@ _NOISE = re.compile(
 def reasons(log: str) -> list[str]:
     """Sentences without a full stop, each once, in the log's order of importance."""
     return _matches(_PARTICULAR, log) or _matches(_GENERAL, log)
+
+
+def hangs(log: str) -> bool:
+    """Whether it waits for good: the Python process of a model ended, and Triton did not notice."""
+    return "Failed to preinitialize Python stub" in log
 
 
 def taken_port(log: str) -> int | None:

@@ -1,7 +1,8 @@
 """Runs one command and sees to it that nothing of it is left, however its owner ends.
 
 GuardedProcess runs this file by path with `-I -S`: it is up in some 30 ms and imports nothing of ours.
-stdin brings the orders (8 digits of length, then JSON); after them a byte, or the end, means stop.
+stdin brings the orders (8 digits of length, then JSON); after them a byte, or the end, means stop: the byte AT_ONCE
+without a grace.
 stdout takes back `pid N` or `error TEXT`, and at the very end `exit CODE`.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOPPING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+AT_ONCE = b"!"
 LAST_WAIT_S = 5.0
 """SIGKILL works at once, unless the kernel is stuck; then we do not hang with it."""
 
@@ -171,6 +173,8 @@ def _guard(family: Family, bell: int, *, owner: int, grace_s: float) -> None:
     alone = os.getppid() != owner
     while family.code is None and not alone:
         ready = {descriptor for descriptor, _ in poller.poll()}
+        if 0 in ready and os.read(0, 1) == AT_ONCE:
+            return
         if ready - {bell} or _rung(bell) & STOPPING:
             break
         family.reap()

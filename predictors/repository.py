@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
+import functools
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -28,7 +31,8 @@ def write_model(
     """A model for Triton's Python backend; `files` go beside each other, and one of them is `model.py`.
 
     With a `max_batch_size` the spec's first dimension is the batch, and Triton batches dynamically.
-    Files are replaced one by one and whole, so that a server that reads the folder meanwhile sees no half of one.
+    Files that differ are replaced, one by one and whole, so that neither a server that reads the folder meanwhile nor
+    another process that writes the same model sees a half of one.
     """
     config = model_config.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
     for item in spec.inputs:
@@ -41,11 +45,22 @@ def write_model(
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     for file, source in files.items():
         target = folder / str(version) / file
-        shutil.copyfile(source, target.with_suffix(".partial"))
-        os.replace(target.with_suffix(".partial"), target)
-    (folder / "config.partial").write_text(text_format.MessageToString(config))
-    os.replace(folder / "config.partial", folder / "config.pbtxt")
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            _replace(target, functools.partial(shutil.copyfile, source))
+    text, target = text_format.MessageToString(config), folder / "config.pbtxt"
+    if not (target.is_file() and target.read_text() == text):
+        _replace(target, lambda partial: partial.write_text(text))
     return folder
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """By a file of a name that no other writer has, in the same folder."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        write(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _datatype(spec: TensorSpec) -> int:

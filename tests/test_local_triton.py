@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -58,7 +59,7 @@ with TritonServer(sys.argv[1]) as server:
 """
 # What tritonserver looks like from outside; the first line of MOODS says how this start goes, and is used up.
 FAKE = f"""#!{sys.executable}
-import http.server, json, os, pathlib, sys, threading
+import http.server, json, os, pathlib, signal, sys, threading
 options = dict(argument.split("=", 1) for argument in sys.argv[1:])
 moods = pathlib.Path(os.environ["MOODS"])
 mood, *rest = moods.read_text().split()
@@ -68,9 +69,11 @@ with open(os.environ["MOODS"] + ".ports", "a") as seen:
 if mood.startswith("taken"):
     port = options[mood.replace("taken-", "--") + "-port"]
     sys.exit(f"E main.cc] \\"failed to start A service: Unavailable - Socket '127.0.0.1:{{port}}' already in use \\"")
+if mood == "deaf":  # as Triton is while it loads
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(503 if mood == "loading" else 200)
+        self.send_response(503 if mood in ("loading", "deaf") else 200)
         self.end_headers()
         self.wfile.write(json.dumps({{"name": "triton" if mood == "foreign" else options["--id"]}}).encode())
 metrics = http.server.HTTPServer(("127.0.0.1", int(options["--metrics-port"])), Answers)
@@ -184,6 +187,19 @@ def test_a_model_that_triton_refuses_is_named_with_its_reason_and_nothing_is_lef
     assert "RuntimeError: weights.bin is missing" in first
     assert Path(second.removeprefix("The last lines of ").removesuffix(":")).is_file()
     assert len(last) <= 12
+    assert marked(mark) == {}
+    assert shared_memory(os.getpid()) == []
+
+
+@pytest.mark.usefixtures("local_triton")
+def test_a_python_model_without_its_code_is_told_at_once(repository: Path, mark: str) -> None:
+    (repository / "bare/1").mkdir(parents=True)
+    (repository / "bare/config.pbtxt").write_text(CONFIG)
+    began = time.monotonic()
+    with pytest.raises(CannotStart) as refusal:
+        TritonServer(repository).start()
+    assert time.monotonic() - began < 15
+    assert f"Python model file not found in '{repository}/bare/1/model.py'" in str(refusal.value).splitlines()[0]
     assert marked(mark) == {}
     assert shared_memory(os.getpid()) == []
 
@@ -306,8 +322,11 @@ def test_a_port_that_was_asked_for_is_never_replaced(repository: Path, moods: Pa
     assert moods.read_text() == "serves"
 
 
-def test_an_interrupted_start_leaves_nothing(repository: Path, moods: Path, mark: str) -> None:
-    moods.write_text("loading")
+@pytest.mark.parametrize("mood", ["loading", "deaf"])
+def test_an_interrupted_start_leaves_nothing_and_waits_for_nothing(
+    repository: Path, moods: Path, mark: str, mood: str
+) -> None:
+    moods.write_text(mood)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -315,11 +334,23 @@ def test_an_interrupted_start_leaves_nothing(repository: Path, moods: Path, mark
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.5)
+        began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             TritonServer(repository).start()
+        assert time.monotonic() - began < 5
     finally:
         signal.signal(signal.SIGALRM, before)
     assert marked(mark) == {}
+
+
+def test_one_that_ended_by_itself_is_told_by_check_alive(repository: Path, moods: Path, mark: str) -> None:
+    moods.write_text("serves")
+    with TritonServer(repository) as server:
+        server.check_alive()
+        os.kill(server.pid, signal.SIGKILL)
+        assert eventually(lambda: server.pid not in marked(mark))
+        with pytest.raises(CannotStart, match=f"Triton on {repository} ended with code -9; the last lines of "):
+            eventually(server.check_alive, seconds=10)
 
 
 @pytest.mark.parametrize("mood", ["loading", "foreign"])
@@ -353,7 +384,9 @@ def test_a_repository_that_cannot_be_served_is_said_at_once(
 
 def test_only_the_newest_logs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSERVEKIT_CACHE_DIR", str(tmp_path))
-    old = [tmp_path / "logs" / f"triton-20200101-0000{second:02}-1-1.log" for second in range(30)]
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    old = [tmp_path / "logs" / f"triton-20200101-0000{second:02}-{ended.pid}-1.log" for second in range(30)]
     old[0].parent.mkdir()
     for log in old:
         log.touch()
@@ -361,6 +394,18 @@ def test_only_the_newest_logs_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
     kept = sorted((tmp_path / "logs").iterdir())
     assert len(kept) == 20
     assert kept[:19] == old[-19:]
+
+
+def test_a_log_is_kept_as_long_as_its_owner_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KSERVEKIT_CACHE_DIR", str(tmp_path))
+    (tmp_path / "logs").mkdir()
+    # Ours, and those of a process of somebody else's, perhaps.
+    of_the_living = [new_log("server", number) for number in range(30)]
+    of_the_living.append(tmp_path / "logs/server-20200101-000000-1-1.log")
+    for log in of_the_living:
+        log.touch()
+    new_log("server", 99)
+    assert sorted((tmp_path / "logs").iterdir()) == sorted(of_the_living)
 
 
 @pytest.mark.parametrize(
