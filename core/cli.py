@@ -26,6 +26,7 @@ EXAMPLES = """\
 examples:
   kservekit demo
   kservekit serve doubler.py:Doubler --model_name doubler
+  kservekit bench --list
 """
 
 SERVE_EXAMPLES = """\
@@ -42,6 +43,14 @@ examples:
   kservekit demo --keep     leave it running, with a curl line to try by hand; Ctrl-C stops it
 """
 
+
+BENCH_EXAMPLES = """\
+examples:
+  kservekit bench                                     every row: some 20 minutes
+  kservekit bench --list                              the rows' names
+  kservekit bench --rows noop-rest-json start         two of them
+  kservekit bench --rows hop-rest-tensor --repeats 5 --seconds 10 > table.md
+"""
 
 LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)s %(name)s %(levelname)s %(message)s"
 """KServe's own, without the place in the source."""
@@ -67,6 +76,7 @@ def _verb(argv: Sequence[str] | None) -> int:
     verbs: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "demo": (demo, "a real model on the real Triton, behind a transformer and a predictor, on this machine"),
         "serve": (serve, "serve a predictor or a transformer: module:Class or path.py:Class, and KServe's flags"),
+        "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:8}{text}" for name, (_, text) in verbs.items())
     parser = argparse.ArgumentParser(
@@ -168,6 +178,40 @@ def demo_text() -> str:
         "v2 REST JSON, v2 REST binary and v2 gRPC, and shows the answers and where the time went.\n"
         "The exit code is 0 only if every wire answered, and all agreed."
     )
+
+
+def bench(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kservekit bench",
+        description=bench_text(),
+        epilog=BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (default: all)")
+    parser.add_argument("--repeats", type=_whole, default=3, metavar="N", help="measurements of each (default: 3)")
+    parser.add_argument("--seconds", type=_whole, default=3, metavar="S", help="length of each (default: 3)")
+    parser.add_argument("--list", action="store_true", help="name the rows, and do nothing")
+    options = parser.parse_args(arguments)
+    from kservekit.benchmarks import rows, run, table
+
+    if options.list:
+        print(table.listing(rows.ROWS))  # noqa: T201
+        return 0
+    return run.run(options.rows, repeats=options.repeats, seconds=options.seconds)
+
+
+def bench_text() -> str:
+    return (
+        "Measures our server as it is shipped beside stock kserve.ModelServer, Triton itself and a bare ASGI hop, in\n"
+        "turn and on loopback, and prints one table: throughput or time, its spread, p50 and p99, ratios, targets.\n"
+        "Needs wrk and h2load. It judges nothing: the exit code is 0 unless a contender does not serve correctly."
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
 
 
 def load_target(target: str) -> Any:

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +25,7 @@ _numbers = itertools.count(1)
 class LocalServer:
     """Serves `target` (module:Class or path.py:Class) with KServe's `flags` and KSERVEKIT_* `settings`.
 
+    Another `program` than ours is given the target and the same flags, so that a stock server starts in the same way.
     As a context manager it is ready inside the block. Variables of the caller's own that begin with
     KSERVEKIT_ are not handed on, and its proxies are not for loopback. CannotStart has the log's last lines.
     """
@@ -40,6 +41,7 @@ class LocalServer:
         model_name: str = "model",
         settings: Mapping[str, str] | None = None,
         start_timeout_s: float = 60.0,
+        program: Sequence[str] = (sys.executable, "-m", "kservekit.cli", "serve"),
     ) -> None:
         with reserved_ports({"http_port": None, "grpc_port": None}) as ports:
             pass
@@ -49,12 +51,10 @@ class LocalServer:
         self.target = target
         environ = without_proxy(os.environ)
         inherited = {key: value for key, value in environ.items() if not key.startswith("KSERVEKIT_")}
+        ports_as_flags = [f"--{name}={port}" for name, port in ports.items()]
+        self.command = [*program, target, f"--model_name={model_name}", *ports_as_flags, *flags]
         self.process = GuardedProcess(
-            [
-                *(sys.executable, "-m", "kservekit.cli", "serve", target, f"--model_name={model_name}"),
-                *(f"--{name}={port}" for name, port in ports.items()),
-                *flags,
-            ],
+            self.command,
             env={**inherited, "KSERVEKIT_HOST": HOST, "KSERVEKIT_LAME_DUCK_MS": "0", **(settings or {})},
             log=new_log("server", next(_numbers)),
         )

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"core": "", "predictors": "predictors/", "transformers": "transformers/", "local": "local/"}
+ROOMS = {
+    "core": "",
+    "predictors": "predictors/",
+    "transformers": "transformers/",
+    "local": "local/",
+    "benchmarks": "benchmarks/",
+}
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_what_triton_says_of_its_failure_stays_in_the_log(request, through, wire
     assert status == 500
     assert f"model 'doubles' failed in its backend (request id {id})" in message
     assert "secret" not in message
-    (line,) = (line for line in predictor.process.log_tail(20).splitlines() if f"id={id}: " in line)
+    (line,) = (line for line in predictor.process.log_tail(20).splitlines() if f"id={id!r}: " in line)
     assert "negative, in /secret/path/model.py" in line
 
 
