@@ -54,16 +54,15 @@ class Running:
     def end(self, number):
         """Sends the signal to demo alone; its exit code and its screen once it has ended."""
         self.process.send_signal(number)
-        screen, _ = self.process.communicate(timeout=60) if not self.process.stdout.closed else ("", "")
-        return self.process.returncode, screen
+        return self.ended()
 
     def ended(self):
-        """Its exit code and the lines that it said, once it has ended."""
+        """The same, once it has ended by itself; all that it said is in `told`."""
         code = self.process.wait(60)
-        self.listener.join(10)
-        self.process.stdout.close()
+        self.listener.join(10)  # stderr is its own to read
         self.process.stderr.close()
-        return code, self.told
+        with self.process.stdout as screen:
+            return code, screen.read()
 
     def left(self):
         return processes_with(f"DEMO_TOKEN={self.token}")
@@ -196,9 +195,9 @@ def test_kept_it_says_which_process_ended_and_fails(needs_triton, engine):
     }[engine]
     (pid,) = (pid for pid, command in running.left().items() if word in command)
     os.kill(pid, signal.SIGKILL)
-    code, told_lines = running.ended()
+    code, _ = running.ended()
     assert code == 1
-    (line,) = (line for line in told_lines if line.startswith("kservekit demo: "))
+    (line,) = (line for line in running.told if line.startswith("kservekit demo: "))
     assert told in line
     assert "ended with code -9" in line
     assert running.left() == {}
@@ -252,18 +251,17 @@ def test_ctrl_c_while_triton_starts_is_heard_at_once(needs_triton):
     running = Running("--engine", "triton")
     assert eventually(lambda: any("bin/tritonserver" in command for command in running.left().values()))
     began = time.monotonic()
-    running.process.send_signal(signal.SIGINT)
-    code, told = running.ended()
+    code, _ = running.end(signal.SIGINT)
     assert time.monotonic() - began < 3
-    assert (code, told[-1]) == (130, "stopping\n")
+    assert (code, running.told[-1]) == (130, "stopping\n")
     assert running.left() == {}
 
 
 def test_two_at_once_on_one_cache_do_not_disturb_each_other(needs_triton):
     both = [Running("--engine", "triton") for _ in range(2)]
     for running in both:
-        code, told = running.ended()
-        assert code == 0, told
+        code, _ = running.ended()
+        assert code == 0, running.told
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
