@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +40,8 @@ def numpy_dtype(datatype: str, label: str) -> np.dtype:
     try:
         return DATATYPES[datatype]
     except (KeyError, TypeError):
-        raise InvalidInput(f"{label} has datatype {datatype!r}: expected one of {', '.join(DATATYPES)}") from None
+        known = ", ".join(DATATYPES)
+        raise InvalidInput(f"{label} has datatype {str(datatype)[:40]!r}: expected one of {known}") from None
 
 
 def datatype_of(array: np.ndarray, label: str) -> str:
@@ -52,12 +54,37 @@ def datatype_of(array: np.ndarray, label: str) -> str:
         raise ModelError(f"{label} is an array of {array.dtype}, which the protocol has no datatype for") from None
 
 
-def as_bytes(array: np.ndarray) -> np.ndarray:
-    """An array of text or bytes, of any dtype that NumPy has for them, as dtype object holding `bytes`."""
-    values = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+def object_array(values: list[Any]) -> np.ndarray:
+    """A flat array of dtype object; np.array would look into the values and choose a dtype."""
     result = np.empty(len(values), dtype=np.object_)
     result[:] = values
-    return result.reshape(array.shape)
+    return result
+
+
+def as_bytes(array: np.ndarray, label: str = "a BYTES tensor") -> np.ndarray:
+    """An array of text or bytes, of any dtype that NumPy has for them, as dtype object holding `bytes`.
+
+    ModelError names `label` where an element is neither.
+    """
+    values = array.ravel().tolist()
+    if array.dtype == np.object_ and set(map(type, values)) <= {bytes}:
+        return array
+    for index, value in enumerate(values):
+        if isinstance(value, str):
+            values[index] = _encoded(value, label)
+        elif not isinstance(value, bytes):
+            where = "".join(f"[{at}]" for at in np.unravel_index(index, array.shape))
+            raise ModelError(
+                f"{label}{where} is of type {type(value).__name__}: expected bytes or str, or numbers alone"
+            )
+    return object_array(values).reshape(array.shape)
+
+
+def _encoded(text: str, label: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{label} holds text that UTF-8 has no form for") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +156,20 @@ def check_outputs(outputs: object, where: str) -> Tensors:
         raise ModelError(f"{where} returned {type(outputs).__name__}: expected a dict of names and arrays")
     tensors: Tensors = {}
     for name, value in outputs.items():
-        array = np.asarray(value)
-        if datatype_of(array, f"output {name!r} of {where}") == "BYTES":
-            array = as_bytes(array)
+        label = f"output {name!r} of {where}"
+        array = _as_array(value, label)
+        if datatype_of(array, label) == "BYTES":
+            array = as_bytes(array, label)
         tensors[str(name)] = array
     return tensors
+
+
+def _as_array(value: object, label: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        array = np.asarray(value)
+        # NumPy's own text strips NULs from the end of bytes, and takes 1 among strings for "1".
+        return np.array(value, dtype=np.object_) if array.dtype.kind in "SU" else array
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ModelError(f"{label} is no array: {error}") from None

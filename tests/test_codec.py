@@ -126,29 +126,46 @@ BAD_JSON = {
     v2(shape=...): "input 'x' has no shape",
     v2(shape=[-1]): "whole numbers from 0 up",
     v2(shape=[2.0]): "whole numbers from 0 up",
-    v2(shape=[1 << 62, 1 << 62]): "whole numbers from 0 up",
-    v2(shape=[1] * 40): "40 dimensions",
+    v2(shape=[1 << 62, 1 << 62]): "expected at most 1099511627776 elements",
+    v2(shape=[1] * 40): "over 32 dimensions",
+    v2(shape=[0, 2**39, 2**39]): "expected at most 1099511627776 elements",
+    v2(shape=[[[1]], None]): "has shape [list, NoneType]",
     v2(shape=[3]): "which is 3 elements",
     v2(shape=[2, 1], data=[[1, 2]]): "data of shape [1, 2]",
     v2(datatype="FP31"): "'FP31': expected one of BOOL",
     v2(datatype=7): "has no datatype",
     v2(data=...): 'neither "data" nor',
     v2(data=[1, 300]): "input 'x'[1] is 300: expected -128 to 127 for INT8",
-    v2(data=[1, 1.5]): "input 'x'[1] is 1.5: expected a whole number",
+    v2(data=[1, 1.5]): "input 'x'[1] is 1.5: expected a whole number for INT8",
     v2(data=[1, None]): "input 'x'[1] is null: expected a number",
-    v2(data=[1, True]): "input 'x'[1] is True among values of another type",
+    v2(data=[1, True]): "input 'x'[1] is true: expected a number",
     v2(data=[1, "2"]): "input 'x'[1] is '2': expected a number",
-    v2(data=[[1], [2, 3]]): "row 1 has shape [2]",
-    v2(data=[True, False]): "holds booleans: expected INT8",
-    v2(datatype="BOOL"): "holds numbers: expected BOOL",
-    v2(datatype="FP16", data=[1, 70000]): "is 70000: out of the range of FP16",
-    v2(datatype="FP32", data=[1e39, 0]): "out of the range of FP32",
+    v2(shape=[2, 1], data=[[1], [2, 3]]): "input 'x'[1] is a list of 2: expected a list of 1",
+    v2(data=[True, False]): "input 'x'[0] is true: expected a number",
+    v2(datatype="BOOL"): "input 'x'[0] is 1: expected true or false",
+    v2(datatype="FP16", data=[1, 70000]): "is 70000: expected a number in the range of FP16",
+    v2(datatype="FP32", data=[1e39, 0]): "expected a number in the range of FP32",
     v2(datatype="UINT64", data=[-1, 2**64 - 1]): "expected 0 to 18446744073709551615",
     v2(datatype="INT64", data=[0, 2**63]): "expected -9223372036854775808 to",
-    v2(datatype="BYTES", data=["a", 3]): "input 'x' [1] is 3: expected a string",
-    v2(datatype="BYTES", data=["a", "%"], parameters={"content_type": "base64"}): "input 'x' [0] is not base64",
+    v2(datatype="BYTES", data=["a", 3]): "input 'x'[1] is 3: expected a string",
+    v2(
+        datatype="BYTES", data=["a", "%"], parameters={"content_type": "base64"}
+    ): "input 'x'[0] is 'a': expected base64",
     v2(parameters={"binary_data_size": 2}): "both",
     v2(parameters=3): "must be an object",
+    v2(parameters=[]): "must be an object",
+    v2(datatype="INT64", data=[0, -(2**63) - 1]): "no point or exponent from 2**53 on",
+    v2(datatype="INT64", data=[2**53 + 1, 1e16]): "input 'x'[1] is 1e+16: expected",
+    v2(datatype="UINT64", data=[1, 2**64]): "no point or exponent from 2**53 on",
+    v2(shape=[1], data=[["a" * 50]]): "data of shape [1, 1]",
+    v2(shape=[200_001], data=[1] * 200_000 + ["a" * 10_000_000]): "input 'x'[200000] is 'aaaa",
+    v2(shape=[1] * 32, data=json.loads("[" * 33 + "1" + "]" * 33)): "and data of shape [1, 1",
+    v2(name="n" * 5000, shape=[3]): f"input '{'n' * 40}...' has shape [3]",
+    b'{"inputs": [], "parameters": []}': '"parameters" must be an object',
+    b'{"inputs": [], "parameters": {"binary_data_output": "false"}}': "is 'false': expected true or false",
+    b'{"inputs": [], "outputs": {}}': '"outputs" must be a list',
+    b'{"inputs": [], "outputs": [{"name": "y", "parameters": []}]}': "the parameters of output 'y' must be an object",
+    b'{"inputs": [], "outputs": [{"name": "y", "parameters": {"binary_data": 1}}]}': "is 1: expected true or false",
     b'{"inputs": [], "id": 7}': '"id" must be a string',
     b'{"inputs": [], "outputs": [{}]}': "has no name",
     b'{"inputs": [%s, %s]}' % ((b'{"name":"x","datatype":"INT8","shape":[0],"data":[]}',) * 2): "twice",
@@ -162,6 +179,59 @@ def test_bad_v2_json_is_invalid_input_that_says_what_is_wrong(body, reason):
     with pytest.raises(InvalidInput) as found:
         rest_v2.decode_request(body)
     assert reason in str(found.value)
+
+
+def of_data(datatype, data, shape):
+    return rest_v2.decode_request(v2(datatype=datatype, data=data, shape=shape)).tensors["x"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("INT64", [2**53 + 1, 1.0]),
+        ("INT64", [-(2**63), 2**63 - 1, -3.0]),
+        ("UINT64", [2**64 - 1, 1.0]),
+        ("UINT64", [2**63 + 1025, 1]),
+        ("INT8", [1.0, -128]),
+    ],
+)
+def test_whole_numbers_are_never_rounded_on_their_way(datatype, values):
+    assert of_data(datatype, values, [len(values)]).tolist() == list(map(int, values))
+
+
+def test_empty_lists_say_nothing_of_the_dimensions_within():
+    assert of_data("INT8", [[], []], [2, 0, 3]).shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"parameters": None}, {"outputs": None}])
+def test_null_counts_as_an_unset_field(nothing):
+    body = {"inputs": [{"name": "x", "datatype": "INT8", "shape": [1], "data": [1], "parameters": None}]}
+    assert rest_v2.decode_request(json.dumps(body | nothing).encode()).tensors["x"].tolist() == [1]
+
+
+def test_any_byte_of_a_raw_boolean_that_is_not_0_is_true():
+    body, json_length = binary({"binary_data_size": 4}, bytes([0, 1, 2, 255]), "BOOL", [4])
+    found = rest_v2.decode_request(body, json_length).tensors["x"]
+    assert found.view(np.uint8).tolist() == [0, 1, 1, 1]
+
+
+def test_a_request_may_have_so_many_tensors_and_no_more():
+    item = {"datatype": "INT8", "shape": [1], "data": [1]}
+    v2_body = json.dumps({"inputs": [item | {"name": str(n)} for n in range(3)]}).encode()
+    outputs = json.dumps({"inputs": [], "outputs": [{"name": str(n)} for n in range(3)]}).encode()
+    message = kserve_messages.ModelInferRequest()
+    for n in range(3):
+        message.inputs.add(name=str(n), datatype="INT8", shape=[0])
+    for decode in (
+        lambda most: rest_v2.decode_request(v2_body, max_tensors=most),
+        lambda most: rest_v2.decode_request(outputs, max_tensors=most),
+        lambda most: rest_v1.decode_request(rows({"a": 1, "b": 2, "c": 3}), max_tensors=most),
+        lambda most: rest_v1.decode_request(b'{"inputs": {"a": [1], "b": [2], "c": [3]}}', max_tensors=most),
+        lambda most: grpc.decode_request(message.SerializeToString(), kserve_messages, max_tensors=most),
+    ):
+        decode(3)
+        with pytest.raises(InvalidInput, match=r"3 (in|out)puts: expected at most 2 \(KSERVEKIT_MAX_TENSORS\)"):
+            decode(2)
 
 
 def binary(parameters, tail, datatype="INT8", shape=(2,)):
@@ -180,8 +250,8 @@ BAD_BINARY = [
     (*binary({"binary_data_size": 3}, b"abc", "BYTES", [1]), "has 1 elements, each with 4 bytes"),
     (*binary({"binary_data_size": 5}, struct.pack("<I", 9) + b"a", "BYTES", [1]), "9 bytes long, and 1 are left"),
     (*binary({"binary_data_size": 4}, struct.pack("<I", 0), "BYTES", [2]), "2 elements, each with 4 bytes"),
-    (*binary({"binary_data_size": 8}, bytes(8), "BYTES", [1]), "has 2 elements, and its shape holds 1"),
-    (*binary({"binary_data_size": 6}, bytes(6), "BYTES", [1]), "ends within the length of element 1"),
+    (*binary({"binary_data_size": 8}, bytes(8), "BYTES", [1]), "has 4 bytes after the 1 elements that its shape holds"),
+    (*binary({"binary_data_size": 6}, bytes(6), "BYTES", [1]), "has 2 bytes after the 1 elements"),
     (*binary({"binary_data_size": 0}, b"", "BYTES", [1 << 39]), "549755813888 elements"),
     (b"{}", "3", "expected 0 to 2"),
     (b"{}", "-1", "expected 0 to 2"),
@@ -209,6 +279,8 @@ def grpc_request(**changes):
 
 
 BAD_GRPC = [
+    (grpc_request(shape=[1] * 33, raw=[b"a"]), "over 32 dimensions"),
+    (grpc_request(shape=[0, 2**39, 2**39], raw=[b""]), "expected at most 1099511627776 elements"),
     (grpc_request(raw=[b"ab", b"cd"]), "2 raw contents for 1 inputs"),
     (grpc_request(raw=[b"ab"], contents={"int_contents": [1, 2]}), "both raw and typed"),
     (grpc_request(raw=[b"abc"]), "which is 2 bytes, and has 3"),
@@ -249,6 +321,24 @@ def test_typed_grpc_contents_are_read_as_their_datatype(datatype, field, values)
     assert found.tolist() == values
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+@pytest.mark.parametrize("messages", [kserve_messages, triton_messages], ids=["kserve", "tritonclient"])
+def test_a_parameter_that_grpc_cannot_carry_is_named(messages, number):
+    with pytest.raises(InvalidInput, match=f"parameter 'top_k' is {number}"):
+        grpc.encode_request(Request({}, parameters={"top_k": number}), messages)
+    with pytest.raises(ModelError, match="parameter 'top_k'"):
+        grpc.encode_answer(Answer({}, parameters={"top_k": number}), messages)
+
+
+def test_grpc_parameters_are_read_up_to_a_number():
+    message = kserve_messages.ModelInferRequest()
+    output = message.outputs.add(name="y")
+    for n in range(grpc.MOST_PARAMETERS + 1):
+        output.parameters[str(n)].int64_param = n
+    with pytest.raises(InvalidInput, match="257 parameters: expected at most 256"):
+        grpc.decode_request(message.SerializeToString(), kserve_messages)
+
+
 def rows(*instances, **more):
     return json.dumps({"instances": list(instances)} | more).encode()
 
@@ -261,6 +351,9 @@ PICTURE = ModelSpec((TensorSpec("image", "BYTES", (-1,), content_type="base64"),
     ("body", "spec", "expected"),
     [
         (rows(1, 2), ModelSpec(), {"input-0": np.array([1, 2])}),
+        (rows(2**63 + 1025, 1), ModelSpec(), {"input-0": np.array([2**63 + 1025, 1], np.uint64)}),
+        (b'{"inputs": {"x": 1}}', ModelSpec((TensorSpec("x", "INT8", ()),)), {"x": np.array(1, np.int8)}),
+        (rows([], []), ModelSpec(), {"input-0": np.zeros((2, 0))}),
         (rows(1, 2.5), ModelSpec(), {"input-0": np.array([1, 2.5])}),
         (rows(True, False), ModelSpec(), {"input-0": np.array([True, False])}),
         (rows("a", "b"), ModelSpec(), {"input-0": np.array([b"a", b"b"], object)}),
@@ -294,20 +387,34 @@ def test_v1_rows_become_named_arrays(body, spec, expected):
         (rows(1, inputs=[]), ModelSpec(), "either"),
         (b'{"instances": 3}', ModelSpec(), "must be a list of rows"),
         (rows(), ModelSpec(), "has no rows"),
+        (rows({}), ModelSpec(), "row 0 is an object without keys"),
+        (rows({}, {"a": 1}), ModelSpec(), "row 0 is an object without keys"),
+        (b'{"inputs": {}}', ModelSpec(), '"inputs" is an object: expected'),
+        (b'{"inputs": []}', ModelSpec(), '"inputs" is a list of 0: expected'),
+        (b'{"inputs": 1}', ModelSpec(), '"inputs" is 1: expected an object of columns'),
+        (b'{"inputs": null}', ModelSpec(), '"inputs" is null: expected'),
+        (b'{"inputs": {"a": 1}}', ModelSpec(), "input 'a' is 1: expected a list, one value a row"),
+        (rows(json.loads("[" * 32 + "1" + "]" * 32)), ModelSpec(), "nested too deep: expected at most 32"),
+        (rows(2**63, -1), ModelSpec(), "[0] is 9223372036854775808: expected whole numbers that all fit INT64"),
+        (rows([1, 2], 3), ModelSpec(), "[1] is 3: expected a list of 2"),
         (rows(1, "a"), ModelSpec(), "[1] is 'a': expected a number"),
         (rows("a", 1), ModelSpec(), "[1] is 1: expected a string"),
-        (rows(1, True), ModelSpec(), "[1] is True among values of another type"),
+        (rows(1, True), ModelSpec(), "[1] is true: expected a number"),
         (rows(1, None), ModelSpec(), "[1] is null"),
         (rows(None), ModelSpec(), "[0] is null"),
-        (rows([1, 2], [3]), ModelSpec(), "row 1 has shape [1], and row 0 has [2]"),
-        (rows([1, [2]], [3, 4]), ModelSpec(), "row 0 is ragged"),
+        (rows([1, 2], [3]), ModelSpec(), "[1] is a list of 1: expected a list of 2"),
+        (rows([1, [2]], [3, 4]), ModelSpec(), "[0][1] is a list of 1: expected a number"),
         (rows({"a": 1}, {"b": 1}), ModelSpec(), "row 1 does not have the keys of row 0: look at 'a', 'b'"),
         (rows({"a": 1}, {"a": 1, "b": 2}), ModelSpec(), "row 1 does not have the keys of row 0: look at 'b'"),
         (rows({"a": 1}, 3), ModelSpec(), "row 1 is not an object"),
         (rows({"a": 1}, {"a": {"c": 1}}), ModelSpec(), "input 'a'[1] is an object"),
         (rows(1, 300), ONE, "input 'x'[1] is 300: expected 0 to 255 for UINT8"),
         (rows({"x": 3}, {"x": 300}), ONE, "input 'x'[1] is 300"),
-        (rows({"b64": "no!"}), PICTURE, "input 'image' [0] is not base64"),
+        (
+            rows({"b64": "no!"}),
+            PICTURE,
+            "input 'image'[0] is an object: expected a string, or {\"b64\": ...} with base64",
+        ),
         (rows(1, parameters=3), ModelSpec(), '"parameters" must be an object'),
         (
             rows(3),
@@ -353,6 +460,13 @@ def test_a_v1_hop_keeps_the_values_of_every_number_datatype(datatype):
     sent = {"a": tensor(datatype, (3,)), "b": tensor(datatype, (3, 1))}
     spec = ModelSpec((TensorSpec("a", datatype, (-1,)), TensorSpec("b", datatype, (-1, 1))))
     assert_same(rest_v1.decode_request(rest_v1.encode_request(sent), spec).tensors, sent)
+
+
+def test_text_crosses_a_v1_hop_as_bytes():
+    sent = rest_v1.encode_request({"label": np.array([["cat"], ["Äther"]])})
+    assert rest_v1.decode_request(sent).tensors["input-0"].tolist() == [[b"cat"], ["Äther".encode()]]
+    with pytest.raises(ModelError, match=r"input 'label'\[0\] is of type float"):
+        rest_v1.encode_request({"label": np.array([1.5], object)})
 
 
 def test_bytes_cross_a_v1_hop_as_they_are():

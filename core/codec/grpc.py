@@ -12,10 +12,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kservekit.codec.grpc_wire import cut_out, put_in
-from kservekit.codec.message import Answer, Request
-from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
-from kservekit.errors import InvalidInput
-from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype
+from kservekit.codec.json_values import shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
+from kservekit.codec.raw import MAX_DIMENSIONS, element_count, raw_bytes, tensor_from_raw
+from kservekit.errors import InvalidInput, ModelError
+from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype, object_array
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -36,10 +37,18 @@ _CONTENTS = {
 _RAW_INPUTS, _RAW_OUTPUTS = 7, 6
 """The numbers of raw_input_contents and raw_output_contents."""
 
+MOST_PARAMETERS = 256
+"""Of one message or output; each takes a step of ours."""
 
-def decode_request(data: bytes, messages: Any) -> Request:
-    """A ModelInferRequest, its raw tensors as views of `data`; InvalidInput for what is not the protocol's."""
+
+def decode_request(data: bytes, messages: Any, *, max_tensors: int = MOST_TENSORS) -> Request:
+    """A ModelInferRequest, its raw tensors as views of `data`.
+
+    Raises InvalidInput for what is not the protocol's, and for more than `max_tensors` inputs or outputs.
+    """
     message, raw = _parsed(data, messages.ModelInferRequest, _RAW_INPUTS)
+    check_count(len(message.inputs), "inputs", max_tensors)
+    check_count(len(message.outputs), "outputs", max_tensors)
     return Request(
         _tensors(message.inputs, raw, "input"),
         model=message.model_name,
@@ -53,7 +62,7 @@ def decode_request(data: bytes, messages: Any) -> Request:
 def encode_answer(answer: Answer, messages: Any) -> bytes:
     """A ModelInferResponse with raw contents, as Triton answers too."""
     reply = messages.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
-    _set_parameters(reply.parameters, answer.parameters)
+    _set_parameters(reply.parameters, answer.parameters, ModelError)
     raw = _add_tensors(reply.outputs, answer.tensors, "output")
     return put_in(reply.SerializeToString(), _RAW_OUTPUTS, raw)
 
@@ -102,12 +111,12 @@ def _tensors(items: Any, raw: list[memoryview], kind: str) -> Tensors:
         raise InvalidInput(f"{len(raw)} raw contents for {len(items)} {kind}s: expected one each, or none")
     tensors: Tensors = {}
     for index, item in enumerate(items):
-        label = f"{kind} {item.name!r}"
+        label = f"{kind} {shown(item.name)}"
         if not item.name:
             raise InvalidInput(f"{kind} {index} has no name")
         if item.name in tensors:
             raise InvalidInput(f"{label} is there twice")
-        shape = list(item.shape)
+        shape = item.shape[: MAX_DIMENSIONS + 1]  # a list; more is too much anyway
         if not raw:
             tensors[item.name] = _typed(item, shape, label)
         elif item.HasField("contents"):
@@ -130,12 +139,10 @@ def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
     if len(values) != count:
         raise InvalidInput(f"{label} has shape {shape}, which is {count} elements, and {len(values)} {field}")
     if item.datatype == "BYTES":
-        found = np.empty(count, dtype=np.object_)
-        found[:] = list(values)
-        return found.reshape(shape)
+        return object_array(list(values)).reshape(shape)
     # Small integers come in fields of 32 bits, which hold more than their datatype.
     wide = {"i": np.int64, "u": np.uint64}.get(dtype.kind, dtype)
-    found = np.array(values, dtype=wide)
+    found = np.fromiter(values[:], wide, count)  # a list of them, which NumPy reads faster than the field
     if count and wide is not dtype:
         limits = np.iinfo(dtype)
         if int(found.min()) < limits.min or int(found.max()) > limits.max:
@@ -149,10 +156,12 @@ def _add_tensors(items: Any, tensors: Tensors, kind: str) -> list[bytes | memory
     """Adds what describes the tensors; their raw contents."""
     for name, values in tensors.items():
         items.add(name=name, datatype=datatype_of(values, f"{kind} {name!r}"), shape=values.shape)
-    return [raw_bytes(values) for values in tensors.values()]
+    return [raw_bytes(values, f"{kind} {name!r}") for name, values in tensors.items()]
 
 
 def _parameters(fields: Any) -> dict[str, Any]:
+    if len(fields) > MOST_PARAMETERS:
+        raise InvalidInput(f"{len(fields)} parameters: expected at most {MOST_PARAMETERS}")
     found = {}
     for key, value in fields.items():
         choice = value.WhichOneof("parameter_choice")
@@ -160,15 +169,19 @@ def _parameters(fields: Any) -> dict[str, Any]:
     return found
 
 
-def _set_parameters(fields: Any, parameters: dict[str, Any]) -> None:
+def _set_parameters(
+    fields: Any, parameters: dict[str, Any], error: type[InvalidInput | ModelError] = InvalidInput
+) -> None:
     for key, value in parameters.items():
         if isinstance(value, bool):
             fields[key].bool_param = value
         elif isinstance(value, int):
+            if not -(2**63) <= value < 2**63:
+                raise error(f"parameter {shown(key)} is {value}: gRPC carries whole numbers that fit INT64")
             fields[key].int64_param = value
         elif isinstance(value, str):
             fields[key].string_param = value
         elif isinstance(value, float) and hasattr(fields[key], "double_param"):
             fields[key].double_param = value
         else:
-            raise InvalidInput(f"parameter {key!r} is {value!r}: gRPC carries booleans, whole numbers and strings")
+            raise error(f"parameter {shown(key)} is {shown(value)}: gRPC carries booleans, whole numbers and strings")

@@ -14,9 +14,21 @@ TIMEOUT_HEADER = "kservekit-timeout-ms"
 """REST: how long the caller waits, in milliseconds; what grpc-timeout is on gRPC."""
 
 
+MOST_TENSORS = 256
+"""Of one request, where a server does not say otherwise (KSERVEKIT_MAX_TENSORS)."""
+
+
+def check_count(count: int, what: str, limit: int) -> None:
+    """InvalidInput where a request has more inputs or requested outputs than are worth a look."""
+    if count > limit:
+        raise InvalidInput(f"{count} {what}: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")
+
+
 @dataclass(slots=True)
 class Request:
     tensors: Tensors
+    """Raw tensors, by gRPC and in REST's binary part, are read-only views of the request's bytes: copy before you write
+    in place. Those that came as JSON or as typed contents are yours."""
     model: str = ""
     version: str = ""
     """Empty: the server's choice."""

@@ -8,66 +8,89 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from kservekit.errors import InvalidInput
-from kservekit.tensors import as_bytes, numpy_dtype
+from kservekit.tensors import as_bytes, numpy_dtype, object_array
 
 MAX_DIMENSIONS = 32
+"""As many as NumPy 1.26 knows."""
+
+MOST_ELEMENTS = 2**40
+"""Of a shape without its zeros, which NumPy multiplies too."""
+
+_LENGTH = struct.Struct("<I")
 
 
 def element_count(shape: Sequence[Any], label: str) -> int:
     """How many elements a shape from outside holds; InvalidInput where it is no shape."""
     if len(shape) > MAX_DIMENSIONS:
-        raise InvalidInput(f"{label} has {len(shape)} dimensions: expected at most {MAX_DIMENSIONS}")
+        raise InvalidInput(f"{label} has over {MAX_DIMENSIONS} dimensions, the most there may be")
     for size in shape:
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**40:
-            raise InvalidInput(f"{label} has shape {list(shape)}: expected whole numbers from 0 up")
-    return math.prod(shape)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidInput(f"{label} has shape {_shown(shape)}: expected whole numbers from 0 up")
+    count: int = math.prod(shape)
+    if (count or math.prod(filter(None, shape))) > MOST_ELEMENTS:
+        raise InvalidInput(f"{label} has shape {_shown(shape)}: expected at most {MOST_ELEMENTS} elements")
+    return count
 
 
-def tensor_from_raw(data: bytes | memoryview, datatype: str, shape: Sequence[Any], label: str) -> np.ndarray:
-    """A tensor as a view of `data` (BYTES: an array of `bytes`); InvalidInput where length and shape disagree."""
+def tensor_from_raw(data: bytes | memoryview, datatype: str, shape: list[Any], label: str) -> np.ndarray:
+    """A tensor as a view of `data` (BYTES: an array of `bytes`); InvalidInput where length and shape disagree.
+
+    Any byte of a BOOL that is not 0 is true, as it is in C, in NumPy's casts and in protobuf's own booleans; only where
+    there is one other than 1 is that a copy.
+    """
     count = element_count(shape, label)
     dtype = numpy_dtype(datatype, label)
     if datatype == "BYTES":
         return _bytes_elements(data, count, label).reshape(shape)
     size = count * dtype.itemsize
     if len(data) != size:
-        raise InvalidInput(f"{label} is {datatype} of shape {list(shape)}, which is {size} bytes, and has {len(data)}")
-    return np.frombuffer(data, dtype=dtype.newbyteorder("<")).view(dtype).reshape(shape)
+        raise InvalidInput(f"{label} is {datatype} of shape {shape}, which is {size} bytes, and has {len(data)}")
+    found = np.frombuffer(data, dtype=dtype.newbyteorder("<")).view(dtype)
+    if datatype == "BOOL" and count and found.view(np.uint8).max() > 1:
+        found = found.view(np.uint8) != 0
+    return found.reshape(shape)
 
 
-def raw_bytes(values: np.ndarray) -> bytes | memoryview:
+def raw_bytes(values: np.ndarray, label: str = "a BYTES tensor") -> bytes | memoryview:
     """A tensor's raw form: a view of the array where its memory has that form already, else one copy."""
     if values.dtype.kind in "OUS":
-        parts: list[bytes] = []
-        for element in as_bytes(values).ravel().tolist():
-            parts += (struct.pack("<I", len(element)), element)
-        return b"".join(parts)
+        elements = as_bytes(values, label).ravel().tolist()
+        return b"".join(chain.from_iterable(zip(map(_LENGTH.pack, map(len, elements)), elements, strict=True)))
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return values.reshape(-1).view(np.uint8).data if values.size else b""
 
 
 def _bytes_elements(data: bytes | memoryview, count: int, label: str) -> np.ndarray:
-    data = memoryview(data)
-    if count * 4 > len(data):
-        raise InvalidInput(f"{label} has {count} elements, each with 4 bytes of length, and only {len(data)} bytes")
-    elements: list[bytes] = []
-    at = 0
-    while at < len(data):
-        if at + 4 > len(data):
-            raise InvalidInput(f"{label} ends within the length of element {len(elements)}")
-        (size,) = struct.unpack_from("<I", data, at)
-        at += 4
-        if size > len(data) - at:
-            raise InvalidInput(f"{label} element {len(elements)} is {size} bytes long, and {len(data) - at} are left")
-        elements.append(bytes(data[at : at + size]))
-        at += size
-    if len(elements) != count:
-        raise InvalidInput(f"{label} has {len(elements)} elements, and its shape holds {count}")
-    result = np.empty(count, dtype=np.object_)
-    result[:] = elements
-    return result
+    end = len(data)
+    if count * 4 > end:
+        raise InvalidInput(f"{label} has {count} elements, each with 4 bytes of length, and only {end} bytes")
+    if end < count * 512:  # bytes are cut faster than a view of them, which pays where the pieces are small
+        data = bytes(data)
+    pieces: list[bytes | memoryview] = []
+    add, size_at = pieces.append, _LENGTH.unpack_from
+    start = at = 0
+    try:
+        for _ in range(count):
+            (size,) = size_at(data, at)
+            start = at + 4
+            at = start + size
+            add(data[start:at])
+    except struct.error:  # not even the length is there
+        pass
+    if at > end:
+        raise InvalidInput(f"{label} element {len(pieces) - 1} is {at - start} bytes long, and {end - start} are left")
+    if len(pieces) < count:
+        raise InvalidInput(f"{label} ends within the length of element {len(pieces)}")
+    if at < end:
+        raise InvalidInput(f"{label} has {end - at} bytes after the {count} elements that its shape holds")
+    return object_array(pieces if isinstance(data, bytes) else list(map(bytes, pieces)))
+
+
+def _shown(shape: Sequence[Any]) -> str:
+    return f"[{', '.join(str(size) if isinstance(size, (int, float)) else type(size).__name__ for size in shape)}]"

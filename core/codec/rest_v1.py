@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
-from kservekit.codec.json_values import array, dumps, loads, may_hold_booleans, plain
-from kservekit.codec.message import Answer, Request
+import numpy as np
+
+from kservekit.codec.json_values import array, dumps, loads, plain, shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
 from kservekit.errors import InvalidInput
-from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of
+from kservekit.tensors import ModelSpec, Tensors, TensorSpec, as_bytes, datatype_of, object_array
 
 NO_SPEC = ModelSpec()
 
 
-def decode_request(body: bytes, spec: ModelSpec = NO_SPEC) -> Request:
+def decode_request(body: bytes | bytearray, spec: ModelSpec = NO_SPEC, *, max_tensors: int = MOST_TENSORS) -> Request:
     """`{"instances": [row, ...]}`, or columns under `inputs`, as named arrays.
 
     Rows that are objects become one array a key; bare rows become the model's only input.
-    Raises InvalidInput that names row and column.
+    Raises InvalidInput that names row and column, also for more than `max_tensors` columns.
     """
-    return request_from(loads(body), spec, booleans=may_hold_booleans(body))
+    return request_from(loads(body), spec, max_tensors=max_tensors)
 
 
-def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, booleans: bool = True) -> Request:
-    """The same from JSON that was read already; `booleans` says whether true or false may be in it."""
+def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, max_tensors: int = MOST_TENSORS) -> Request:
+    """The same from JSON that was read already."""
     if not isinstance(payload, dict) or ("instances" in payload) == ("inputs" in payload):
         raise InvalidInput('a v1 request is an object with either "instances" (rows) or "inputs" (columns)')
     parameters = payload.get("parameters", {})
@@ -36,12 +40,18 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, booleans: bool = Tr
             raise InvalidInput('"instances" must be a list of rows')
         if not rows:
             raise InvalidInput('"instances" has no rows')
-        columns = _columns(rows, "instances", lambda: _only(spec.inputs))
+        columns = _columns(rows, "instances", lambda: _only(spec.inputs), max_tensors)
     else:
         inputs = payload["inputs"]
-        named = isinstance(inputs, dict) and inputs.keys() != {"b64"}
-        columns = inputs if named else {_only(spec.inputs): inputs}
-    tensors = {name: _array(values, spec.input(name), f"input {name!r}", booleans) for name, values in columns.items()}
+        if not inputs or not isinstance(inputs, (dict, list)):
+            raise InvalidInput(f'"inputs" is {shown(inputs)}: expected an object of columns, or one column as a list')
+        columns = inputs if isinstance(inputs, dict) else {_only(spec.inputs): inputs}
+        check_count(len(columns), "inputs", max_tensors)
+        for name, values in columns.items():
+            declared = spec.input(name)
+            if not isinstance(values, list) and not (declared and declared.shape == ()):
+                raise InvalidInput(f"input {shown(name)} is {shown(values)}: expected a list, one value a row")
+    tensors = {name: _array(values, spec.input(name), f"input {shown(name)}") for name, values in columns.items()}
     return Request(tensors, parameters=parameters)
 
 
@@ -72,7 +82,7 @@ def encode_request(tensors: Tensors) -> bytes:
     columns: dict[str, Any] = {}
     for name, values in tensors.items():
         if datatype_of(values, f"input {name!r}") == "BYTES":
-            columns[name] = _with_b64(values.tolist())
+            columns[name] = _with_b64(as_bytes(values, f"input {name!r}"))
         else:
             columns[name] = plain(values, f"input {name!r}")
     if len(columns) == 1:
@@ -87,29 +97,36 @@ def decode_answer(body: bytes) -> Answer:
     if not isinstance(rows, list):
         raise InvalidInput('a v1 answer is an object with "predictions", a list of rows')
     columns = _columns(rows, "predictions", lambda: "output-0") if rows else {"output-0": []}
-    booleans = may_hold_booleans(body)
-    return Answer({name: _array(values, None, f"output {name!r}", booleans) for name, values in columns.items()})
+    return Answer({name: _array(values, None, f"output {shown(name)}") for name, values in columns.items()})
 
 
-def _columns(rows: list[Any], what: str, only: Callable[[], str]) -> dict[str, list[Any]]:
+def _columns(
+    rows: list[Any], what: str, only: Callable[[], str], max_tensors: int | None = None
+) -> dict[str, list[Any]]:
     if not isinstance(rows[0], dict) or rows[0].keys() == {"b64"}:
         return {only(): rows}
     names = rows[0].keys()
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InvalidInput(f"{what} row {index} is not an object, and row 0 is one")
-        if row.keys() != names:
-            odd = sorted(row.keys() ^ names)
-            raise InvalidInput(
-                f"{what} row {index} does not have the keys of row 0: look at {', '.join(map(repr, odd))}"
-            )
-    return {name: [row[name] for row in rows] for name in names}
+    if not names:
+        raise InvalidInput(f"{what} row 0 is an object without keys: expected one a column")
+    if max_tensors is not None:
+        check_count(len(names), "inputs", max_tensors)
+    if set(map(type, rows)) == {dict} and set(map(len, rows)) == {len(names)}:
+        try:
+            return {name: list(map(itemgetter(name), rows)) for name in names}
+        except KeyError:
+            pass
+    index = next(index for index, row in enumerate(rows) if not isinstance(row, dict) or row.keys() != names)
+    row = rows[index]
+    if not isinstance(row, dict):
+        raise InvalidInput(f"{what} row {index} is not an object, and row 0 is one")
+    odd = islice((name for keys, other in ((names, row), (row, names)) for name in keys if name not in other), 10)
+    raise InvalidInput(f"{what} row {index} does not have the keys of row 0: look at {', '.join(map(shown, odd))}")
 
 
-def _array(values: Any, spec: TensorSpec | None, label: str, booleans: bool) -> Any:
+def _array(values: Any, spec: TensorSpec | None, label: str) -> Any:
     if spec is None:
-        return array(values, None, label, booleans=booleans)
-    return array(values, spec.datatype, label, booleans=booleans, is_base64=spec.content_type == "base64")
+        return array(values, None, label)
+    return array(values, spec.datatype, label, is_base64=spec.content_type == "base64")
 
 
 def _only(specs: tuple[TensorSpec, ...]) -> str:
@@ -120,7 +137,6 @@ def _only(specs: tuple[TensorSpec, ...]) -> str:
     return specs[0].name if specs else "input-0"
 
 
-def _with_b64(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_with_b64(value) for value in values]
-    return {"b64": base64.b64encode(values).decode()}
+def _with_b64(values: np.ndarray) -> Any:
+    wrapped = [{"b64": base64.b64encode(value).decode()} for value in values.ravel().tolist()]
+    return object_array(wrapped).reshape(values.shape).tolist()

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.codec.json_values import array, dumps, flat_list, loads, may_hold_booleans
-from kservekit.codec.message import Answer, Request
-from kservekit.codec.raw import element_count, raw_bytes, tensor_from_raw
+from kservekit.codec.json_values import array, check_fits, dumps, flat_list, loads, shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
+from kservekit.codec.raw import raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput
 from kservekit.tensors import ModelSpec, datatype_of
 
@@ -26,19 +26,24 @@ Body = tuple[list[bytes | memoryview], int | None]
 """The parts of a body in order, and the JSON's length where binary tensors follow it."""
 
 
-def decode_request(body: bytes | bytearray, json_length: str | int | None = None) -> Request:
+def decode_request(
+    body: bytes | bytearray, json_length: str | int | None = None, *, max_tensors: int = MOST_TENSORS
+) -> Request:
     """An inference request; tensors in the binary part are views of `body`, not copies.
 
-    Raises InvalidInput for anything that is not the protocol's.
+    Raises InvalidInput for anything that is not the protocol's, and for more than `max_tensors` inputs or outputs.
     """
     head, cursor = _split(body, json_length)
     message = _object(loads(head), "the request")
-    parameters = dict(_object(message.get("parameters") or {}, '"parameters"'))
-    binary_outputs = bool(parameters.pop("binary_data_output", False))
+    parameters = dict(_parameters(message, '"parameters"'))
+    binary_outputs = _flag(parameters.pop("binary_data_output", False), '"binary_data_output"')
     outputs = {}
-    for item in _objects(message.get("outputs") or [], '"outputs"'):
-        outputs[_name(item, '"outputs"')] = dict(_object(item.get("parameters") or {}, 'an output\'s "parameters"'))
-    tensors = _decode_tensors(message.get("inputs"), '"inputs"', "input", cursor, may_hold_booleans(head))
+    asked = message.get("outputs")
+    for item in _objects([] if asked is None else asked, '"outputs"', max_tensors):
+        name = _name(item, '"outputs"')
+        outputs[name] = dict(_parameters(item, f"the parameters of output {shown(name)}"))
+        _flag(outputs[name].get("binary_data", False), f'"binary_data" of output {shown(name)}')
+    tensors = _decode_tensors(_objects(message.get("inputs"), '"inputs"', max_tensors), '"inputs"', "input", cursor)
     return Request(
         tensors,
         id=_text(message.get("id"), '"id"'),
@@ -77,13 +82,13 @@ def decode_answer(body: bytes, json_length: str | int | None = None) -> Answer:
     """A server's answer; tensors in the binary part are views of `body`."""
     head, cursor = _split(body, json_length)
     message = _object(loads(head), "the answer")
-    tensors = _decode_tensors(message.get("outputs"), '"outputs"', "output", cursor, may_hold_booleans(head))
+    tensors = _decode_tensors(_objects(message.get("outputs"), '"outputs"'), '"outputs"', "output", cursor)
     return Answer(
         tensors,
         model=_text(message.get("model_name"), '"model_name"'),
         version=_text(message.get("model_version"), '"model_version"'),
         id=_text(message.get("id"), '"id"'),
-        parameters=dict(_object(message.get("parameters") or {}, '"parameters"')),
+        parameters=dict(_parameters(message, '"parameters"')),
     )
 
 
@@ -96,7 +101,7 @@ class _Cursor:
 
     def take(self, size: Any, label: str) -> memoryview:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise InvalidInput(f"{label} has binary_data_size {size!r}: expected a number of bytes")
+            raise InvalidInput(f"{label} has binary_data_size {shown(size)}: expected a number of bytes")
         left = len(self.data) - self.at
         if size > left:
             raise InvalidInput(f"{label} has binary_data_size {size}, and {left} bytes are left of the body")
@@ -116,26 +121,26 @@ def _split(body: bytes | bytearray, json_length: str | int | None) -> tuple[memo
     return data[: int(text)], _Cursor(data[int(text) :])
 
 
-def _decode_tensors(items: Any, where: str, kind: str, cursor: _Cursor, booleans: bool) -> dict[str, np.ndarray]:
+def _decode_tensors(items: list[dict[str, Any]], where: str, kind: str, cursor: _Cursor) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
-    for item in _objects(items, where):
+    for item in items:
         name = _name(item, where)
-        label = f"{kind} {name!r}"
+        label = f"{kind} {shown(name)}"
         if name in tensors:
             raise InvalidInput(f"{label} is there twice")
-        tensors[name] = _decode_tensor(item, label, cursor, booleans)
+        tensors[name] = _decode_tensor(item, label, cursor)
     if cursor.at != len(cursor.data):
         raise InvalidInput(f"{len(cursor.data) - cursor.at} bytes of the body belong to no tensor")
     return tensors
 
 
-def _decode_tensor(item: dict[str, Any], label: str, cursor: _Cursor, booleans: bool) -> np.ndarray:
+def _decode_tensor(item: dict[str, Any], label: str, cursor: _Cursor) -> np.ndarray:
     shape, datatype = item.get("shape"), item.get("datatype")
     if not isinstance(shape, list):
         raise InvalidInput(f"{label} has no shape")
     if not isinstance(datatype, str):
         raise InvalidInput(f"{label} has no datatype")
-    parameters = _object(item.get("parameters") or {}, f"the parameters of {label}")
+    parameters = _parameters(item, f"the parameters of {label}")
     if "binary_data_size" in parameters:
         if "data" in item:
             raise InvalidInput(f'{label} has both "data" and "binary_data_size"')
@@ -143,17 +148,12 @@ def _decode_tensor(item: dict[str, Any], label: str, cursor: _Cursor, booleans: 
     if "data" not in item:
         raise InvalidInput(f'{label} has neither "data" nor the parameter "binary_data_size"')
     is_base64 = parameters.get("content_type") == "base64"
-    found = array(item["data"], datatype, label, booleans=booleans, is_base64=is_base64)
-    return in_shape(found, shape, label)
+    return array(item["data"], datatype, label, shape=shape, is_base64=is_base64)
 
 
 def in_shape(found: np.ndarray, shape: list[Any], label: str) -> np.ndarray:
     """JSON data, flat or nested as the shape is, in that shape."""
-    count = element_count(shape, label)
-    if found.size != count or (found.ndim > 1 and found.shape != tuple(shape)):
-        raise InvalidInput(
-            f"{label} has shape {shape}, which is {count} elements, and data of shape {list(found.shape)}"
-        )
+    check_fits(found.shape, shape, label)
     return found.reshape(shape)
 
 
@@ -167,7 +167,7 @@ def _encode_tensors(
         datatype = datatype_of(values, label)
         item: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if name in binary:
-            part = raw_bytes(values)
+            part = raw_bytes(values, label)
             parts.append(part)
             item["parameters"] = {"binary_data_size": len(part)}
         else:
@@ -190,10 +190,24 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def _objects(value: Any, what: str) -> list[dict[str, Any]]:
+def _objects(value: Any, what: str, most: int | None = None) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise InvalidInput(f"{what} must be a list of tensors")
+    if most is not None:
+        check_count(len(value), what.strip('"'), most)
     return [_object(item, f"an item of {what}") for item in value]
+
+
+def _parameters(item: dict[str, Any], what: str) -> dict[str, Any]:
+    """Those of a message or of a tensor; null counts as none, because some writers put it where a field is unset."""
+    value = item.get("parameters")
+    return {} if value is None else _object(value, what)
+
+
+def _flag(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{what} is {shown(value)}: expected true or false")
+    return value
 
 
 def _name(item: dict[str, Any], where: str) -> str:
