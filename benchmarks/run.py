@@ -31,6 +31,7 @@ def run(
     chosen = choose(names, rows)
     needed = sorted({program for row in chosen for program in row.course.needs})
     load.require(needed)
+    others = surroundings.load_average()
     with ExitStack() as stack:
         stage = LocalStage(stack, say)
         results = [(row, contest(row, stage, repeats=repeats, seconds=seconds, say=say)) for row in chosen]
@@ -45,7 +46,7 @@ def run(
         surroundings.HANDLERS,
         *(["stock's command lines:", *(f"  {line}" for line in commands)] if commands else []),
         surroundings.versions(stage.where, needed),
-        surroundings.cores(),
+        surroundings.machine(others),
     ]
     print("\n".join(text), flush=True)  # noqa: T201
     return int(any(result.failure for _, found in results for result in found))
@@ -102,7 +103,7 @@ def contest(row: Row, stage: LocalStage, *, repeats: int, seconds: int, say: Say
                     figure = measures[index]()
                     result.figures.append(figure)
                     who = f"{result.contender.name} ({result.contender.handler})"
-                    say(f"  {repeat + 1}/{repeats} {who:28} {row.course.unit.text(figure.value)}")
+                    say(f"  {repeat + 1}/{repeats} {who:36} {row.course.unit.text(figure.value)}")
     return results
 
 

@@ -24,10 +24,15 @@ def versions(triton: str, programs: Iterable[str]) -> str:
     return f"versions: {', '.join(found)}; {triton or 'Triton was not needed'}"
 
 
-def cores() -> str:
+def machine(others: float | None) -> str:
+    """`others` is the load average before the first row: what took part in the measurements without being asked."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"machine: {usable} cores, {platform.machine()}{busy} at the end; all on loopback, one contender at a time"
+    busy = "" if others is None else f", load average {others:.1f} before the first row"
+    return f"machine: {usable} cores, {platform.machine()}{busy}; all on loopback, one contender at a time"
+
+
+def load_average() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def command_lines(commands: Iterable[Sequence[str]]) -> list[str]:

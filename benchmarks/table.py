@@ -55,7 +55,7 @@ def _row(row: Row, results: list[Result]) -> Iterator[tuple[str, ...]]:
             f"{unit.text(min(values))}..{unit.text(max(values))}" if values else "",
             milliseconds(result.latency("p50_s")),
             milliseconds(result.latency("p99_s")),
-            ", ".join(f"{value:.2f} {side}" for side, value in _shown_ratios(result, results).items()),
+            ", ".join(f"{value:.2f}x {side}" for side, value in _shown_ratios(result, results).items()),
             ", ".join(target_text(target, unit) for target in contender.targets),
             ", ".join(verdicts[met(target, result, results)] for target in contender.targets),
         )
@@ -74,7 +74,7 @@ def _shown_ratios(result: Result, results: list[Result]) -> dict[str, float]:
 
 
 def target_text(target: Target, unit: Unit) -> str:
-    bound = f"{target.bound:g} {target.against}" if target.against else unit.text(target.bound)
+    bound = f"{target.bound:g}x {target.against}" if target.against else unit.text(target.bound)
     return f"{'goal ' if target.goal else ''}{'<=' if target.at_most else '>='} {bound}"
 
 

@@ -157,10 +157,10 @@ def test_the_table_has_a_line_a_contender_with_its_targets():
     assert len({len(line) for line in found}) == 1
     assert cells[0] == list(table.HEAD)
     assert cells[2] == [
-        *("a-row", "ours", "async", "100/s", "90/s..110/s", "1.5 ms", "123 ms", "4.00 stock, 0.50 Triton"),
-        *(">= 4 stock, goal >= 0.6 Triton, <= 50/s", "yes, no, no"),
+        *("a-row", "ours", "async", "100/s", "90/s..110/s", "1.5 ms", "123 ms", "4.00x stock, 0.50x Triton"),
+        *(">= 4x stock, goal >= 0.6x Triton, <= 50/s", "yes, no, no"),
     ]
-    assert cells[5][1:] == ["Triton", "async", "200/s", "200/s..200/s", "1.5 ms", "123 ms", "8.00 stock", "", ""]
+    assert cells[5][1:] == ["Triton", "async", "200/s", "200/s..200/s", "1.5 ms", "123 ms", "8.00x stock", "", ""]
 
 
 def test_a_contender_without_figures_is_told_apart_and_its_target_is_open():
