@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -61,8 +60,7 @@ class Payload:
 
     def grpc(self) -> bytes:
         """A ModelInferRequest with raw contents, with gRPC's five bytes before it."""
-        message: Any = grpc_codec.encode_request(self.request, messages)
-        packed: bytes = message.SerializeToString()
+        packed = grpc_codec.encode_request(self.request, messages)
         return struct.pack(">BI", 0, len(packed)) + packed
 
 

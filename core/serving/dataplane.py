@@ -22,7 +22,6 @@ from kservekit.errors import (
     CannotStart,
     DeadlineExceeded,
     Forbidden,
-    InvalidInput,
     KServeKitError,
     ModelError,
     ModelNotFound,
@@ -169,9 +168,6 @@ class DataPlane:
         given = request.id
         named = given or request.headers.get("x-request-id")
         request.id = _UNPRINTABLE.sub("?", named[:LONGEST_ID]) if named else next(_ids)
-        if len(request.tensors) > self.settings.max_tensors:
-            limit = self.settings.max_tensors
-            raise InvalidInput(f"{len(request.tensors)} inputs: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")
         answer = await self._guarded(request, self._answer)
         answer.id = given
         return answer.only(request.outputs)

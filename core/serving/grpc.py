@@ -42,7 +42,7 @@ class InferenceService:
             headers = self._headers(context)
             principal = self.dataplane.principal(headers)
             with timing.stage("read"):
-                request = codec.decode_request(data, messages)
+                request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
             request.deadline, request.headers, request.principal = deadline, headers, principal
             answer = await self.dataplane.infer(request)
             with timing.stage("write"):

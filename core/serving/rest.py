@@ -202,7 +202,9 @@ class RestApp:
     async def infer_v2(self, name: str, version: str, call: Call, body: bytes) -> Reply:
         self.dataplane.model(name)
         with timing.stage("read"):
-            request = rest_v2.decode_request(body, call.headers.get(rest_v2.JSON_LENGTH_HEADER))
+            request = rest_v2.decode_request(
+                body, call.headers.get(rest_v2.JSON_LENGTH_HEADER), max_tensors=self.settings.max_tensors
+            )
         request.version = version
         answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
@@ -220,7 +222,7 @@ class RestApp:
             return cloudevents.closed(event, name, 200, dict(_JSON), written)
         spec = await self.dataplane.spec(name, call.deadline)
         with timing.stage("read"):
-            request = rest_v1.decode_request(body, spec)
+            request = rest_v1.decode_request(body, spec, max_tensors=self.settings.max_tensors)
         answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
             written = rest_v1.encode_answer(answer, spec)
