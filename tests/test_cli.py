@@ -8,10 +8,10 @@ import sys
 import pytest
 from calls import kservekit
 
-from kservekit.cli import load_target
 from kservekit.errors import CannotStart
 from kservekit.local.server import LocalServer
 from kservekit.serving import Predictor
+from kservekit.target import load_target
 
 GOOD = "from kservekit.serving import Predictor, TensorSpec\nclass Good(Predictor):\n    pass\n"
 
