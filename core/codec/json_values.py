@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, compress
@@ -228,7 +229,7 @@ def _floats(found: _Found) -> np.ndarray:
     try:
         return np.fromiter(found.leaves, np.float64, len(found.leaves))
     except OverflowError:
-        index = next(index for index, value in enumerate(found.leaves) if abs(value) >= 2**1023)
+        index = next(index for index, value in enumerate(found.leaves) if abs(value) > sys.float_info.max)
         raise found.refused(index, "a number in the range of FP64") from None
 
 
