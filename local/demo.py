@@ -199,7 +199,7 @@ def _same(one: Answer, other: Answer) -> bool:
 
 
 async def _stages(service: Service, base_url: str, files: list[bytes]) -> dict[str, float]:
-    """Median milliseconds by stage: the transformer's own Server-Timing, and Triton's own statistics."""
+    """Mean milliseconds by stage, so that parts add up: the transformer's Server-Timing and Triton's statistics."""
     backend = HttpBackend(base_url)
     triton = GrpcBackend(service.triton.grpc_url) if service.triton else None
     try:
@@ -215,7 +215,7 @@ async def _stages(service: Service, base_url: str, files: list[bytes]) -> dict[s
         if triton:
             await triton.close()
     rows = [demo_report.parse_server_timing(found["server-timing"]) for found in headers]
-    stages = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    stages = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
     for name in after:
         stages[name] = (after[name] - before[name]) / len(headers)
     return stages
