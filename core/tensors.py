@@ -46,6 +46,9 @@ def numpy_dtype(datatype: str, label: str) -> np.dtype:
 
 def datatype_of(array: np.ndarray, label: str) -> str:
     """The protocol's datatype for an array; ModelError names `label` where there is none (complex, datetime)."""
+    found = _DATATYPE_OF.get(array.dtype)  # almost always; the rest takes longer
+    if found is not None:
+        return found
     if array.dtype.kind in "US":
         return "BYTES"
     try:

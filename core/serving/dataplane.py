@@ -32,7 +32,7 @@ from kservekit.identity import Authenticator, Principal, require_role
 from kservekit.resilience import Limiter
 from kservekit.serving import kserve_types
 from kservekit.serving.headers import ONCE
-from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
+from kservekit.serving.model import ArrayModel, Predictor, Transformer, hooks_are_ours
 from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec
 
@@ -108,6 +108,8 @@ class DataPlane:
         model = self.model(name)
         if not isinstance(model, ArrayModel):
             return ModelSpec()
+        if type(model).spec in (ArrayModel.spec, Predictor.spec):  # declared by the class: nobody is asked
+            return await model.spec()
         return await self._in_time(name, deadline, model.spec())
 
     async def metadata(self, name: str, version: str = "") -> dict[str, Any]:

@@ -112,7 +112,14 @@ class Predictor(ArrayModel):
     """The one version that is served; a request may leave it out."""
 
     async def spec(self) -> ModelSpec:
-        return ModelSpec(tuple(self.inputs), tuple(self.outputs), versions=(self.version,))
+        declared = (self.inputs, self.outputs, self.version)
+        if self._declared is None or self._declared[0] != declared:
+            spec = ModelSpec(tuple(self.inputs), tuple(self.outputs), versions=(self.version,))
+            self._declared = (declared, spec)
+        return self._declared[1]
+
+    _declared: tuple[tuple[Any, ...], ModelSpec] | None = None
+    """What was declared when it was last asked for, and the spec of that."""
 
     def infer(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
         """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
