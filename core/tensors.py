@@ -33,6 +33,7 @@ DATATYPES: dict[str, np.dtype] = {
 """Open Inference Protocol, "Tensor Data Types", and Triton's BF16."""
 
 _DATATYPE_OF = {dtype: name for name, dtype in DATATYPES.items()}
+_NUMBERS = frozenset(DATATYPES.values()) - {DATATYPES["BYTES"]}
 
 
 def numpy_dtype(datatype: str, label: str) -> np.dtype:
@@ -159,6 +160,9 @@ def check_outputs(outputs: object, where: str) -> Tensors:
         raise ModelError(f"{where} returned {type(outputs).__name__}: expected a dict of names and arrays")
     tensors: Tensors = {}
     for name, value in outputs.items():
+        if isinstance(value, np.ndarray) and value.dtype in _NUMBERS:
+            tensors[str(name)] = value
+            continue
         label = f"output {name!r} of {where}"
         array = _as_array(value, label)
         if datatype_of(array, label) == "BYTES":

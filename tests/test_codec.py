@@ -66,6 +66,41 @@ def test_grpc_carries_every_datatype_there_and_back(messages, datatype, shape):
         assert len(kind.FromString(data).SerializeToString()) == len(data)
 
 
+def test_requests_alike_but_for_id_and_contents_share_nothing_that_can_be_written():
+    def sent(id, value):
+        request = Request({"x": np.full((1, 2), value)}, model="alike", id=id, parameters={"a": 1})
+        request.outputs = {"y": {"classification": 3}}
+        return grpc.encode_request(request, kserve_messages)
+
+    first = grpc.decode_request(sent("1", 1.0), kserve_messages)
+    first.tensors["more"] = first.tensors["x"]
+    first.parameters["a"] = 2
+    first.outputs["y"]["classification"] = 4
+    first.outputs["z"] = {}
+    second = grpc.decode_request(sent("2", 2.0), kserve_messages)
+    assert_same(second.tensors, {"x": np.full((1, 2), 2.0)})
+    assert (second.id, second.parameters) == ("2", {"a": 1})
+    assert second.outputs == {"y": {"classification": 3}}
+
+
+def test_a_head_that_was_read_before_is_checked_against_the_contents_that_come_with_it():
+    good = grpc.encode_request(Request({"x": np.zeros(2)}, model="before"), kserve_messages)
+    grpc.decode_request(good, kserve_messages)
+    for contents, reason in (
+        (b"\x3a\x08" + bytes(8), "is 16 bytes, and has 8"),
+        (b"\x3a\x10" + bytes(16) + b"\x3a\x10" + bytes(16), "2 raw contents for 1 inputs"),
+    ):
+        with pytest.raises(InvalidInput, match=reason):
+            grpc.decode_request(good[:-18] + contents, kserve_messages)
+    assert grpc.decode_request(good, kserve_messages).tensors["x"].tolist() == [0, 0]
+
+
+def test_an_id_that_is_not_text_is_refused():
+    good = grpc.encode_request(Request({"x": np.zeros(2)}, id="ab"), kserve_messages)
+    with pytest.raises(InvalidInput, match="the id is not UTF-8"):
+        grpc.decode_request(good.replace(b"ab", b"\xff\xfe"), kserve_messages)
+
+
 @pytest.mark.parametrize(("datatype", "shape"), ALL)
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
 def test_rest_carries_every_datatype_there_and_back(binary, datatype, shape):

@@ -20,7 +20,7 @@ def request(*raw):
 @pytest.mark.parametrize("raw", [(), (b"",), (b"a",), (b"a" * 127, b"b" * 128, b"", b"c" * 70_000)])
 def test_what_is_cut_out_and_put_in_again_is_the_message(raw):
     message = request(*raw)
-    head, parts = cut_out(message.SerializeToString(), RAW)
+    head, parts, _ = cut_out(message.SerializeToString(), RAW)
     assert [bytes(part) for part in parts] == list(raw)
     without = messages.ModelInferRequest.FromString(head)
     assert not without.raw_input_contents
@@ -32,9 +32,15 @@ def test_fields_may_come_in_any_order_and_be_unknown():
     field = b"\x3a\x02hi"  # 7, two bytes
     fixed = b"\xfd\x01" + b"1234" + b"\xf9\x01" + b"12345678"  # 31, of 4 and of 8 bytes
     data = field + b"\x0a\x01m" + fixed + field + b"\xf8\x01\xff\xff\x01"
-    head, parts = cut_out(data, RAW)
+    head, parts, _ = cut_out(data, RAW)
     assert [bytes(part) for part in parts] == [b"hi", b"hi"]
     assert head == b"\x0a\x01m" + fixed + b"\xf8\x01\xff\xff\x01"
+
+
+def test_one_string_field_is_cut_out_beside_and_the_last_one_counts():
+    data = b"\x1a\x01a" + b"\x0a\x01m" + b"\x3a\x02hi" + b"\x1a\x02bc"
+    head, parts, id = cut_out(data, RAW, 3)
+    assert (head, [bytes(part) for part in parts], id) == (b"\x0a\x01m", [b"hi"], b"bc")
 
 
 def test_contents_are_views_and_not_copies():
@@ -74,7 +80,7 @@ def test_any_bytes_are_a_message_or_refused():
         for _ in range(chance.randrange(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            head, parts = cut_out(bytes(data[: chance.randrange(len(data) + 1)]), RAW)
+            head, parts, _ = cut_out(bytes(data[: chance.randrange(len(data) + 1)]), RAW)
             assert len(head) + sum(map(len, parts)) <= len(data)
         except InvalidInput:
             refused += 1

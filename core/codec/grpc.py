@@ -1,11 +1,14 @@
 """The Open Inference Protocol over gRPC: its messages, as bytes, to named arrays and back.
 
 The message classes come in by hand, KServe's or tritonclient's: both are generated from the same protocol. Raw contents
-never pass through them.
+never pass through them, and what stands beside raw contents does so once: a model is asked the same thing over and
+over, all but the numbers and the id.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from google.protobuf.message import DecodeError
 from kservekit.codec.grpc_wire import cut_out, put_in
 from kservekit.codec.json_values import shown
 from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
-from kservekit.codec.raw import MAX_DIMENSIONS, element_count, raw_bytes, tensor_from_raw
+from kservekit.codec.raw import MAX_DIMENSIONS, RawLayout, element_count, raw_bytes
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype, object_array
 
@@ -34,8 +37,11 @@ _CONTENTS = {
 }
 
 
-_RAW_INPUTS, _RAW_OUTPUTS = 7, 6
-"""The numbers of raw_input_contents and raw_output_contents."""
+_RAW_INPUTS, _RAW_OUTPUTS, _ID = 7, 6, 3
+"""The numbers of raw_input_contents, of raw_output_contents, and of both messages' id."""
+
+_REMEMBERED, _LONGEST_REMEMBERED = 256, 1024
+"""How many heads, and of how many bytes: some MiB in all, whatever comes in."""
 
 MOST_PARAMETERS = 256
 """Of one message or output; each takes a step of ours."""
@@ -46,47 +52,47 @@ def decode_request(data: bytes, messages: Any, *, max_tensors: int = MOST_TENSOR
 
     Raises InvalidInput for what is not the protocol's, and for more than `max_tensors` inputs or outputs.
     """
-    message, raw = _parsed(data, messages.ModelInferRequest, _RAW_INPUTS)
-    check_count(len(message.inputs), "inputs", max_tensors)
-    check_count(len(message.outputs), "outputs", max_tensors)
+    head, id, tensors = _decoded(data, messages.ModelInferRequest, "input", max_tensors)
     return Request(
-        _tensors(message.inputs, raw, "input"),
-        model=message.model_name,
-        version=message.model_version,
-        id=message.id,
-        parameters=_parameters(message.parameters),
-        outputs={output.name: _parameters(output.parameters) for output in message.outputs},
+        tensors,
+        model=head.model,
+        version=head.version,
+        id=id,
+        parameters=dict(head.parameters),
+        outputs={name: dict(parameters) for name, parameters in head.requested.items()},
     )
 
 
 def encode_answer(answer: Answer, messages: Any) -> bytes:
     """A ModelInferResponse with raw contents, as Triton answers too."""
-    reply = messages.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
-    _set_parameters(reply.parameters, answer.parameters, ModelError)
-    raw = _add_tensors(reply.outputs, answer.tensors, "output")
-    return put_in(reply.SerializeToString(), _RAW_OUTPUTS, raw)
+    said = (messages.ModelInferResponse, "output", answer.model, answer.version, _described(answer.tensors, "output"))
+    if answer.parameters:
+        message = _message(*said)
+        _set_parameters(message.parameters, answer.parameters, ModelError)
+        head = message.SerializeToString()
+    else:
+        head = _plain_head(*said)
+    return _with_contents(head, answer.id, _RAW_OUTPUTS, answer.tensors, "output")
 
 
 def encode_request(request: Request, messages: Any) -> bytes:
     """A ModelInferRequest with raw contents."""
-    message = messages.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
-    _set_parameters(message.parameters, request.parameters)
-    for name, parameters in request.outputs.items():
-        _set_parameters(message.outputs.add(name=name).parameters, parameters)
-    raw = _add_tensors(message.inputs, request.tensors, "input")
-    return put_in(message.SerializeToString(), _RAW_INPUTS, raw)
+    said = (messages.ModelInferRequest, "input", request.model, request.version, _described(request.tensors, "input"))
+    if request.parameters or request.outputs:
+        message = _message(*said)
+        _set_parameters(message.parameters, request.parameters)
+        for name, parameters in request.outputs.items():
+            _set_parameters(message.outputs.add(name=name).parameters, parameters)
+        head = message.SerializeToString()
+    else:
+        head = _plain_head(*said)
+    return _with_contents(head, request.id, _RAW_INPUTS, request.tensors, "input")
 
 
 def decode_answer(data: bytes, messages: Any) -> Answer:
     """A ModelInferResponse, raw (views of `data`) or typed."""
-    message, raw = _parsed(data, messages.ModelInferResponse, _RAW_OUTPUTS)
-    return Answer(
-        _tensors(message.outputs, raw, "output"),
-        model=message.model_name,
-        version=message.model_version,
-        id=message.id,
-        parameters=_parameters(message.parameters),
-    )
+    head, id, tensors = _decoded(data, messages.ModelInferResponse, "output")
+    return Answer(tensors, model=head.model, version=head.version, id=id, parameters=dict(head.parameters))
 
 
 def decode_metadata(message: Any) -> ModelSpec:
@@ -98,32 +104,69 @@ def decode_metadata(message: Any) -> ModelSpec:
     return ModelSpec(specs[0], specs[1], platform=message.platform, versions=tuple(message.versions))
 
 
-def _parsed(data: bytes, kind: Any, raw_field: int) -> tuple[Any, list[memoryview]]:
-    head, raw = cut_out(data, raw_field)
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a message says beside its id and its raw contents. Shared by those that say the same: not to be written."""
+
+    model: str
+    version: str
+    parameters: dict[str, Any]
+    requested: dict[str, dict[str, Any]]
+    typed: Any
+    """The messages of tensors that came with typed contents."""
+    layouts: dict[str, RawLayout]
+    """Of those that came raw."""
+
+
+def _decoded(data: bytes, kind: Any, what: str, most: int | None = None) -> tuple[_Head, str, Tensors]:
+    text, raw, id = cut_out(data, _RAW_INPUTS if what == "input" else _RAW_OUTPUTS, _ID)
+    remembered = raw and len(text) <= _LONGEST_REMEMBERED
+    head = (_read_before if remembered else _read)(text, kind, what, len(raw), most)
+    if raw:
+        tensors = {name: layout.tensor(part) for (name, layout), part in zip(head.layouts.items(), raw, strict=True)}
+    else:
+        tensors = {item.name: _typed(item, item.shape[: MAX_DIMENSIONS + 1], _label(item, what)) for item in head.typed}
     try:
-        return kind.FromString(head), raw
+        return head, id.decode(), tensors
+    except UnicodeDecodeError:
+        raise InvalidInput("the id is not UTF-8") from None
+
+
+def _read(text: bytes, kind: Any, what: str, raw: int, most: int | None) -> _Head:
+    try:
+        message = kind.FromString(text)
     except DecodeError:
         raise InvalidInput("malformed protobuf message") from None
-
-
-def _tensors(items: Any, raw: list[memoryview], kind: str) -> Tensors:
-    if raw and len(raw) != len(items):
-        raise InvalidInput(f"{len(raw)} raw contents for {len(items)} {kind}s: expected one each, or none")
-    tensors: Tensors = {}
+    requested = message.outputs if what == "input" else ()
+    items = message.inputs if what == "input" else message.outputs
+    if most is not None:
+        check_count(len(items), "inputs", most)
+        check_count(len(requested), "outputs", most)
+    if raw and raw != len(items):
+        raise InvalidInput(f"{raw} raw contents for {len(items)} {what}s: expected one each, or none")
+    layouts: dict[str, RawLayout] = {}
+    names: set[str] = set()
     for index, item in enumerate(items):
-        label = f"{kind} {shown(item.name)}"
         if not item.name:
-            raise InvalidInput(f"{kind} {index} has no name")
-        if item.name in tensors:
-            raise InvalidInput(f"{label} is there twice")
-        shape = item.shape[: MAX_DIMENSIONS + 1]  # a list; more is too much anyway
-        if not raw:
-            tensors[item.name] = _typed(item, shape, label)
-        elif item.HasField("contents"):
-            raise InvalidInput(f"{label} has both raw and typed contents")
-        else:
-            tensors[item.name] = tensor_from_raw(raw[index], item.datatype, shape, label)
-    return tensors
+            raise InvalidInput(f"{what} {index} has no name")
+        if item.name in names:
+            raise InvalidInput(f"{_label(item, what)} is there twice")
+        names.add(item.name)
+        if raw and item.HasField("contents"):
+            raise InvalidInput(f"{_label(item, what)} has both raw and typed contents")
+        if raw:  # of a shape more than the dimensions that there may be is too much anyway
+            shape = item.shape[: MAX_DIMENSIONS + 1]
+            layouts[item.name] = RawLayout.of(item.datatype, shape, _label(item, what))
+    outputs = {output.name: _parameters(output.parameters) for output in requested}
+    model, version = message.model_name, message.model_version
+    return _Head(model, version, _parameters(message.parameters), outputs, () if raw else items, layouts)
+
+
+_read_before = lru_cache(_REMEMBERED)(_read)
+
+
+def _label(item: Any, what: str) -> str:
+    return f"{what} {shown(item.name)}"
 
 
 def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
@@ -152,11 +195,39 @@ def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
     return found.astype(dtype, copy=False).reshape(shape)
 
 
-def _add_tensors(items: Any, tensors: Tensors, kind: str) -> list[bytes | memoryview]:
-    """Adds what describes the tensors; their raw contents."""
-    for name, values in tensors.items():
-        items.add(name=name, datatype=datatype_of(values, f"{kind} {name!r}"), shape=values.shape)
-    return [raw_bytes(values, f"{kind} {name!r}") for name, values in tensors.items()]
+_Described = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, datatype and shape of each tensor."""
+
+
+def _described(tensors: Tensors, what: str) -> _Described:
+    return tuple((name, datatype_of(values, f"{what} {name!r}"), values.shape) for name, values in tensors.items())
+
+
+def _message(kind: Any, what: str, model: str, version: str, described: _Described) -> Any:
+    message = kind(model_name=model, model_version=version)
+    items = message.inputs if what == "input" else message.outputs
+    for name, datatype, shape in described:
+        items.add(name=name, datatype=datatype, shape=shape)
+    return message
+
+
+def _plain_head(kind: Any, what: str, model: str, version: str, described: _Described) -> bytes:
+    length = len(model) + len(version) + sum(len(name) + 8 * len(shape) for name, _, shape in described)
+    write = _written_before if length <= _LONGEST_REMEMBERED else _written
+    return write(kind, what, model, version, described)
+
+
+def _written(kind: Any, what: str, model: str, version: str, described: _Described) -> bytes:
+    head: bytes = _message(kind, what, model, version, described).SerializeToString()
+    return head
+
+
+_written_before = lru_cache(_REMEMBERED)(_written)
+
+
+def _with_contents(head: bytes, id: str, field: int, tensors: Tensors, what: str) -> bytes:
+    raw = [raw_bytes(values, f"{what} {name!r}") for name, values in tensors.items()]
+    return put_in(put_in(head, _ID, [id.encode()]) if id else head, field, raw)
 
 
 def _parameters(fields: Any) -> dict[str, Any]:

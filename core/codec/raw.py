@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -24,6 +26,8 @@ MOST_ELEMENTS = 2**40
 
 _LENGTH = struct.Struct("<I")
 
+_LITTLE = sys.byteorder == "little"
+
 
 def element_count(shape: Sequence[Any], label: str) -> int:
     """How many elements a shape from outside holds; InvalidInput where it is no shape."""
@@ -38,23 +42,48 @@ def element_count(shape: Sequence[Any], label: str) -> int:
     return count
 
 
-def tensor_from_raw(data: bytes | memoryview, datatype: str, shape: list[Any], label: str) -> np.ndarray:
-    """A tensor as a view of `data` (BYTES: an array of `bytes`); InvalidInput where length and shape disagree.
+@dataclass(frozen=True, slots=True)
+class RawLayout:
+    """How a tensor lies in its raw form. Made by `of`, and good for every tensor of that datatype and shape."""
 
-    Any byte of a BOOL that is not 0 is true, as it is in C, in NumPy's casts and in protobuf's own booleans; only where
-    there is one other than 1 is that a copy.
-    """
-    count = element_count(shape, label)
-    dtype = numpy_dtype(datatype, label)
-    if datatype == "BYTES":
-        return _bytes_elements(data, count, label).reshape(shape)
-    size = count * dtype.itemsize
-    if len(data) != size:
-        raise InvalidInput(f"{label} is {datatype} of shape {shape}, which is {size} bytes, and has {len(data)}")
-    found = np.frombuffer(data, dtype=dtype.newbyteorder("<")).view(dtype)
-    if datatype == "BOOL" and count and found.view(np.uint8).max() > 1:
-        found = found.view(np.uint8) != 0
-    return found.reshape(shape)
+    label: str
+    datatype: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    """In this machine's byte order."""
+    count: int
+
+    @classmethod
+    def of(cls, datatype: str, shape: Sequence[Any], label: str) -> RawLayout:
+        """InvalidInput names `label` where the datatype or the shape is none."""
+        count = element_count(shape, label)
+        return cls(label, datatype, tuple(shape), numpy_dtype(datatype, label), count)
+
+    def tensor(self, data: bytes | memoryview) -> np.ndarray:
+        """A view of `data` (BYTES: an array of `bytes`); InvalidInput where length and shape disagree.
+
+        Any byte of a BOOL that is not 0 is true, as it is in C, in NumPy's casts and in protobuf's own booleans; only
+        where there is one other than 1 is that a copy.
+        """
+        if self.datatype == "BYTES":
+            return _bytes_elements(data, self.count, self.label).reshape(self.shape)
+        size = self.count * self.dtype.itemsize
+        if len(data) != size:
+            raise InvalidInput(
+                f"{self.label} is {self.datatype} of shape {list(self.shape)}, which is {size} bytes, "
+                f"and has {len(data)}"
+            )
+        found = np.frombuffer(data, self.dtype)
+        if not _LITTLE:
+            found = found.byteswap()
+        if self.datatype == "BOOL" and size and found.view(np.uint8).max() > 1:
+            found = found.view(np.uint8) != 0
+        return found.reshape(self.shape)
+
+
+def tensor_from_raw(data: bytes | memoryview, datatype: str, shape: Sequence[Any], label: str) -> np.ndarray:
+    """The same in one step."""
+    return RawLayout.of(datatype, shape, label).tensor(data)
 
 
 def raw_bytes(values: np.ndarray, label: str = "a BYTES tensor") -> bytes | memoryview:

@@ -20,7 +20,6 @@ from kservekit.codec.message import Answer, Request
 from kservekit.config import IdentitySettings, ServerSettings
 from kservekit.errors import (
     CannotStart,
-    DeadlineExceeded,
     Forbidden,
     KServeKitError,
     ModelError,
@@ -32,6 +31,7 @@ from kservekit.identity import Authenticator, Principal, require_role
 from kservekit.resilience import Limiter
 from kservekit.serving import kserve_types
 from kservekit.serving.headers import ONCE
+from kservekit.serving.in_time import in_time
 from kservekit.serving.model import ArrayModel, Predictor, Transformer, hooks_are_ours
 from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec
@@ -110,7 +110,7 @@ class DataPlane:
             return ModelSpec()
         if type(model).spec in (ArrayModel.spec, Predictor.spec):  # declared by the class: nobody is asked
             return await model.spec()
-        return await self._in_time(name, deadline, model.spec())
+        return await in_time(model.spec(), deadline, f"model {name!r}")
 
     async def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """The protocol's model metadata; ModelNotFound for a version that there is not."""
@@ -205,16 +205,9 @@ class DataPlane:
         if self._tenant_header:
             request.tenant = request.headers.get(self._tenant_header, "")
         if not self._limited:
-            return await self._in_time(request.model, request.deadline, work(request))
+            return await in_time(work(request), request.deadline, f"model {request.model!r}")
         with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
-            return await self._in_time(request.model, request.deadline, work(request))
-
-    async def _in_time(self, name: str, deadline: float, work: Coroutine[Any, Any, Result]) -> Result:
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):  # one that has passed ends it at once
-                return await work
-        except TimeoutError:
-            raise DeadlineExceeded(f"model {name!r} gave no answer before the request's deadline") from None
+            return await in_time(work(request), request.deadline, f"model {request.model!r}")
 
     async def _through_hooks(
         self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT

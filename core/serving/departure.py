@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from kservekit.errors import Cancelled
+from kservekit.serving.in_time import resumed
+
+Result = TypeVar("Result")
 
 LOOK_AFTER_S = 0.05
 """Only requests that last are watched, so that the others pay for a timer and nothing more."""
 
 
-class Departure:
+async def unless_gone(work: Coroutine[Any, Any, Result], receive: Any) -> Result:
+    """What the work returns; Cancelled where `receive` says before that that the caller is gone."""
+    try:
+        waits_for = work.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    async with _Departure(receive):
+        return await resumed(work, waits_for)
+
+
+class _Departure:
     """Inside the block the task is cancelled when `receive` says that the caller is gone: a Cancelled comes out."""
 
     def __init__(self, receive: Any) -> None:

@@ -78,7 +78,7 @@ class InferenceService:
 
     def _headers(self, context: grpc.aio.ServicerContext) -> dict[str, str]:
         metadata = context.invocation_metadata() or ()
-        return as_dict((pair for pair in metadata if isinstance(pair[1], str)), self.dataplane.once)
+        return as_dict([pair for pair in metadata if isinstance(pair[1], str)], self.dataplane.once)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from kservekit.codec.message import TIMEOUT_HEADER
 from kservekit.codec.rest_v2 import JSON_LENGTH_HEADER
@@ -22,9 +22,12 @@ ONCE = frozenset(
 """Which of two would count is what an attacker would like to choose."""
 
 
-def as_dict(pairs: Iterable[tuple[str, str]], once: frozenset[str] = ONCE) -> dict[str, str]:
+def as_dict(pairs: Sequence[tuple[str, str]], once: frozenset[str] = ONCE) -> dict[str, str]:
     """Repeated headers joined with commas (RFC 9110, section 5.3); InvalidInput for one that may come only once."""
-    found: dict[str, str] = {}
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    found = {}
     for name, value in pairs:
         if name not in found:
             found[name] = value

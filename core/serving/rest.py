@@ -8,8 +8,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +33,7 @@ from kservekit.errors import (
 from kservekit.identity import Principal
 from kservekit.serving import cloudevents
 from kservekit.serving.dataplane import DataPlane
-from kservekit.serving.departure import Departure
+from kservekit.serving.departure import unless_gone
 from kservekit.serving.headers import as_dict
 from kservekit.telemetry import timing
 
@@ -40,10 +41,15 @@ log = logging.getLogger(__name__)
 
 Headers = dict[str, str]
 Reply = tuple[int, Headers, bytes]
+Ways = dict[str, tuple[Callable[..., Coroutine[Any, Any, Reply]], dict[str, str]]]
+"""What a path stands for, by method: the handler, and what it is told of the path."""
 
 _JSON = {"content-type": "application/json"}
 _VERSION = r"(?:/versions/(?P<version>[^/]+))?"
 _NAME = r"(?P<name>[^/:]+)"
+
+LONG_PATH = 256
+"""Shorter paths are taken apart once and remembered; there may be many, and no more than some."""
 
 UNPACK_IN_THREAD_BYTES = 32_768
 """Packed bodies from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
@@ -73,7 +79,7 @@ class RestApp:
         self.dataplane = dataplane
         self.settings = settings
         self.revision = revision.encode("latin-1", "replace")
-        self.routes: list[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]]] = [
+        self.routes: list[tuple[str, re.Pattern[str], Callable[..., Coroutine[Any, Any, Reply]]]] = [
             (method, re.compile(path), handler)
             for method, path, handler in (
                 ("POST", rf"/v2/models/{_NAME}{_VERSION}/infer", self.infer_v2),
@@ -93,6 +99,8 @@ class RestApp:
                 ("GET", r"/", self.alive),
             )
         ]
+
+        self._ways_before = lru_cache(256)(self._ways)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -116,29 +124,31 @@ class RestApp:
         await send({"type": "http.response.body", "body": body})
 
     async def _reply(self, scope: dict[str, Any], receive: Any) -> Reply:
-        # KServe's paths end without a slash; one too many is harmless. raw_path keeps %2F apart from /.
-        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").split("?")[0].rstrip("/") or "/"
-        methods = set()
+        # raw_path keeps %2F apart from /.
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+        ways = (self._ways_before if len(path) < LONG_PATH else self._ways)(path)
+        method = scope["method"]
+        way = ways.get("GET" if method == "HEAD" else method)
+        if way is None:
+            return _no_such(method, path, ways)
+        handler, arguments = way
+        if method != "POST":
+            return await handler(**arguments)
+        pairs = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
+        headers = as_dict(pairs, self.dataplane.once)
+        call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
+        body = await self._body(headers, receive)
+        return await unless_gone(handler(**arguments, call=call, body=body), receive)
+
+    def _ways(self, path: str) -> Ways:
+        # KServe's paths end without a slash; one too many is harmless.
+        path = path.split("?")[0].rstrip("/") or "/"
+        found: Ways = {}
         for method, pattern, handler in self.routes:
             match = pattern.fullmatch(path)
-            if match is None:
-                continue
-            methods.add(method)
-            if method == scope["method"] or (method == "GET" and scope["method"] == "HEAD"):
-                arguments: dict[str, Any] = {key: unquote(value or "") for key, value in match.groupdict().items()}
-                if method != "POST":
-                    return await handler(**arguments)
-                pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"])
-                headers = as_dict(pairs, self.dataplane.once)
-                call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
-                body = await self._body(headers, receive)
-                async with Departure(receive):
-                    return await handler(**arguments, call=call, body=body)
-        if methods:
-            allow = ", ".join(sorted(methods))
-            text = f"{scope['method']} is not for {path[:200]}: expected {allow}"
-            return 405, _JSON | {"allow": allow}, dumps({"error": text})
-        return 404, dict(_JSON), dumps({"error": f"no such path: {path[:200]}; look at /v2/models for what is served"})
+            if match is not None and method not in found:
+                found[method] = handler, {key: unquote(value or "") for key, value in match.groupdict().items()}
+        return found
 
     async def _body(self, headers: Headers, receive: Any) -> bytes | bytearray:
         """The whole body; refused before it is read where it says that it is too large, and while it is."""
@@ -279,6 +289,14 @@ class RestApp:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return 200, {"content-type": content_type}, await asyncio.to_thread(encoder, registry)
+
+
+def _no_such(method: str, path: str, ways: Ways) -> Reply:
+    path = path.split("?")[0][:200]
+    if ways:
+        allow = ", ".join(sorted(ways))
+        return 405, _JSON | {"allow": allow}, dumps({"error": f"{method} is not for {path}: expected {allow}"})
+    return 404, dict(_JSON), dumps({"error": f"no such path: {path}; look at /v2/models for what is served"})
 
 
 def error_reply(error: KServeKitError) -> Reply:
