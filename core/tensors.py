@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -128,9 +128,13 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...] = ()
     platform: str = ""
     versions: tuple[str, ...] = ()
+    _inputs: dict[str, TensorSpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_inputs", {spec.name: spec for spec in self.inputs})
 
     def input(self, name: str) -> TensorSpec | None:
-        return next((spec for spec in self.inputs if spec.name == name), None)
+        return self._inputs.get(name)
 
     def output(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.outputs if spec.name == name), None)
@@ -139,13 +143,15 @@ class ModelSpec:
         """InvalidInput where a name, datatype or shape is not the declared one."""
         if not self.inputs:
             return
-        declared = {spec.name: spec for spec in self.inputs}
+        declared = self._inputs
         for name, array in tensors.items():
             spec = declared.get(name)
             if spec is None:
                 raise InvalidInput(f"unknown input {name!r}: this model takes {', '.join(map(repr, declared))}")
-            datatype = datatype_of(array, f"input {name!r}")
-            if datatype != spec.datatype:
+            if (
+                array.dtype is not DATATYPES[spec.datatype]
+                and (datatype := datatype_of(array, f"input {name!r}")) != spec.datatype
+            ):
                 raise InvalidInput(f"input {name!r} is {datatype}: this model takes {spec.datatype}")
             if not spec.fits(array.shape):
                 raise InvalidInput(f"input {name!r} has shape {list(array.shape)}: this model takes {list(spec.shape)}")

@@ -32,7 +32,7 @@ from kservekit.resilience import Limiter
 from kservekit.serving import kserve_types
 from kservekit.serving.headers import ONCE
 from kservekit.serving.in_time import in_time
-from kservekit.serving.model import ArrayModel, Predictor, Transformer, hooks_are_ours
+from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
 from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec
 
@@ -108,7 +108,7 @@ class DataPlane:
         model = self.model(name)
         if not isinstance(model, ArrayModel):
             return ModelSpec()
-        if type(model).spec in (ArrayModel.spec, Predictor.spec):  # declared by the class: nobody is asked
+        if type(model).spec is ArrayModel.spec:  # declared by the class: nobody is asked
             return await model.spec()
         return await in_time(model.spec(), deadline, f"model {name!r}")
 

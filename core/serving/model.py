@@ -56,8 +56,17 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         labels = get_labels(self.name)
         return {key: histogram.labels(**labels).observe for key, histogram in histograms.items()}
 
+    version = ""
+    """The one version that is served; a request may leave it out. Empty: not said."""
+
     async def spec(self) -> ModelSpec:
-        return ModelSpec(tuple(self.inputs), tuple(self.outputs))
+        inputs, outputs, version = declared = (tuple(self.inputs), tuple(self.outputs), self.version)
+        if self._declared is None or self._declared[0] != declared:
+            self._declared = (declared, ModelSpec(inputs, outputs, versions=(version,) if version else ()))
+        return self._declared[1]
+
+    _declared: tuple[tuple[Any, ...], ModelSpec] | None = None
+    """What was declared when it was last asked for, and the spec of that."""
 
     async def answer(self, request: Request) -> Answer:
         """The named arrays for a request; a ServingError for anything else."""
@@ -109,17 +118,6 @@ class Predictor(ArrayModel):
     """
 
     version = "1"
-    """The one version that is served; a request may leave it out."""
-
-    async def spec(self) -> ModelSpec:
-        declared = (self.inputs, self.outputs, self.version)
-        if self._declared is None or self._declared[0] != declared:
-            spec = ModelSpec(tuple(self.inputs), tuple(self.outputs), versions=(self.version,))
-            self._declared = (declared, spec)
-        return self._declared[1]
-
-    _declared: tuple[tuple[Any, ...], ModelSpec] | None = None
-    """What was declared when it was last asked for, and the spec of that."""
 
     def infer(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
         """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
@@ -187,14 +185,30 @@ class Transformer(ArrayModel):
     async def answer(self, request: Request) -> Answer:
         (await self.spec()).check_inputs(request.tensors)
         with stage("to_tensors", self._observers["pre"]):
-            tensors = await self._run(self.to_tensors, request, request.tensors)
+            tensors = await self._through(self.to_tensors, Transformer.to_tensors, request, request.tensors)
         # Which outputs were asked for is said of the transformer's, so the predictor gives all of its own.
-        hop = dataclasses.replace(request, tensors=tensors, model=self.predictor_model, outputs={})
+        hop = Request(
+            tensors,
+            model=self.predictor_model,
+            version=request.version,
+            id=request.id,
+            parameters=request.parameters,
+            headers=request.headers,
+            tenant=request.tenant,
+            principal=request.principal,
+            deadline=request.deadline,
+        )
         with stage("predictor", self._observers["predict"]):
             answer = await self.backend.infer(hop)
         with stage("from_tensors", self._observers["post"]):
-            outputs = await self._run(self.from_tensors, request, answer.tensors)
+            outputs = await self._through(self.from_tensors, Transformer.from_tensors, request, answer.tensors)
         return Answer(outputs, model=self.name, version=answer.version, id=request.id)
+
+    async def _through(self, hook: Handler, ours: Any, request: Request, tensors: Tensors) -> Tensors:
+        """One that nobody wrote gives back what it is given: no thread need find that out."""
+        if getattr(hook, "__func__", hook) is ours:
+            return tensors
+        return await self._run(hook, request, tensors)
 
     async def close(self) -> None:
         if self._backend is not None:
