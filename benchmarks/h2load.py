@@ -11,8 +11,9 @@ import os
 import re
 
 from kservekit.benchmarks import load
+from kservekit.benchmarks.check import WrongAnswer
 from kservekit.benchmarks.load import Load
-from kservekit.benchmarks.payloads import Payload, WrongAnswer
+from kservekit.benchmarks.payloads import Payload
 
 SLOWEST_S = 20
 """What one request may take, before we think that it is stuck."""

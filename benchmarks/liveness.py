@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from kservekit.benchmarks.check import WrongAnswer, check
 from kservekit.benchmarks.contest import Contender, Figure, Measure, Stage, Unit
 from kservekit.benchmarks.h2load import percentile
-from kservekit.benchmarks.payloads import OUTPUT, SMALL, WrongAnswer, check
+from kservekit.benchmarks.payloads import OUTPUT, SMALL
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import ServingError
 from kservekit.oip.http import HttpBackend

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from kservekit.benchmarks import h2load
+from kservekit.benchmarks.check import check
 from kservekit.benchmarks.contest import Contender, Figure, Measure, Stage, Unit
-from kservekit.benchmarks.payloads import Payload, check
+from kservekit.benchmarks.payloads import Payload
 from kservekit.errors import CannotStart
 from kservekit.local.server import LocalServer
 

@@ -1,11 +1,10 @@
-"""What is sent: three floats, or one picture as a tensor; as a body for the load generators, and as a call that checks.
+"""What is sent: three floats, or one picture as a tensor; as a body for the load generators.
 
 Every contender answers with what it was given, as the output `output-0`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from dataclasses import dataclass
 
@@ -14,19 +13,11 @@ import numpy as np
 from kservekit.codec import grpc as grpc_codec
 from kservekit.codec import rest_v2
 from kservekit.codec.message import Request
-from kservekit.oip import Backend
-from kservekit.oip.grpc import GrpcBackend
-from kservekit.oip.http import HttpBackend
 from kservekit.oip.triton_messages import messages
 from kservekit.tensors import ModelSpec, TensorSpec
 
 INPUT, OUTPUT = "x", "output-0"
 WIRES = ("rest-json", "rest-binary", "grpc")
-CALL_TIMEOUT_S = 60.0
-
-
-class WrongAnswer(Exception):
-    """A contender does not serve correctly: an error, or values other than those that were sent."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +58,3 @@ class Payload:
 SMALL = Payload("small", (1, 3))
 TENSOR = Payload("tensor", (1, 3, 224, 224))
 PAYLOADS = {payload.name: payload for payload in (SMALL, TENSOR)}
-
-
-def check(payload: Payload, wire: str, *, http_url: str, grpc_url: str) -> None:
-    """One real call; WrongAnswer unless it comes back with the values that were sent."""
-    asyncio.run(_check(payload, wire, http_url, grpc_url))
-
-
-async def _check(payload: Payload, wire: str, http_url: str, grpc_url: str) -> None:
-    backend: Backend
-    if wire == "grpc":
-        backend = GrpcBackend(grpc_url, timeout_s=CALL_TIMEOUT_S)
-    else:
-        backend = HttpBackend(f"http://{http_url}", binary=wire == "rest-binary", timeout_s=CALL_TIMEOUT_S)
-    try:
-        answer = await backend.infer(payload.request)
-    except Exception as error:
-        raise WrongAnswer(f"{wire} of model {payload.name!r}: {type(error).__name__}: {error}") from error
-    finally:
-        await backend.close()
-    found = answer.tensors.get(OUTPUT)
-    if found is None:
-        raise WrongAnswer(f"{wire} of model {payload.name!r} has the outputs {list(answer.tensors)}, not {OUTPUT!r}")
-    if found.dtype != np.float32 or not np.array_equal(found, payload.array):
-        raise WrongAnswer(f"{wire} of model {payload.name!r} gives back other values than it was given")

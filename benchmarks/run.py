@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from kservekit.benchmarks import load, surroundings, table
+from kservekit.benchmarks.check import WrongAnswer
 from kservekit.benchmarks.contest import STOCK, Contender, Measure, Result, Row, Server
-from kservekit.benchmarks.payloads import PAYLOADS, WrongAnswer
+from kservekit.benchmarks.payloads import PAYLOADS
 from kservekit.benchmarks.rows import ROWS
 from kservekit.errors import CannotStart
 from kservekit.local.server import LocalServer

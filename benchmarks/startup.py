@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kservekit.benchmarks.check import check
 from kservekit.benchmarks.contest import Contender, Figure, Measure, Stage, Unit
-from kservekit.benchmarks.payloads import SMALL, check
+from kservekit.benchmarks.payloads import SMALL
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kservekit.benchmarks import h2load, wrk
+from kservekit.benchmarks.check import check
 from kservekit.benchmarks.contest import Contender, Figure, Measure, Server, Stage, Unit
 from kservekit.benchmarks.load import Load
-from kservekit.benchmarks.payloads import Payload, check
+from kservekit.benchmarks.payloads import Payload
 from kservekit.errors import CannotStart
 
 WARM_UP_S = 1

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kservekit.benchmarks import load
+from kservekit.benchmarks.check import WrongAnswer
 from kservekit.benchmarks.load import Load
-from kservekit.benchmarks.payloads import Payload, WrongAnswer
+from kservekit.benchmarks.payloads import Payload
 
 TIMEOUT_S = 20
 """wrk gives up on an answer after this; stock takes three seconds for a tensor."""

@@ -14,8 +14,9 @@ import pytest
 from calls import eventually, kservekit, processes_with
 
 from kservekit.benchmarks import h2load, load, run, surroundings, table, wrk
+from kservekit.benchmarks.check import WrongAnswer, check
 from kservekit.benchmarks.contest import OURS, STOCK, TRITON, Contender, Figure, Result, Row, Target, Unit, met, ratios
-from kservekit.benchmarks.payloads import PAYLOADS, SMALL, WrongAnswer, check
+from kservekit.benchmarks.payloads import PAYLOADS, SMALL
 from kservekit.benchmarks.rows import ROWS
 from kservekit.errors import CannotStart
 from kservekit.local.triton_install import TritonUnavailable
