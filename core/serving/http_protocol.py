@@ -1,4 +1,7 @@
-"""uvicorn's HTTP protocol with limits: a head's size, and the time that a sender takes for head and body."""
+"""uvicorn's HTTP protocol with limits: a head's size, and the time that a sender takes for head and body.
+
+It also tells the request that is being answered when its caller goes away.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from kservekit.codec.json_values import dumps
+from kservekit.serving.departure import SCOPE_KEY, Departure
 
 
 def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -29,10 +33,12 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._departure = Departure()
             self._timer = self.loop.call_later(header_timeout_s, self._head_too_slow)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._departure.happened()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -53,6 +59,7 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self.scope[SCOPE_KEY] = self._departure  # type: ignore[literal-required]
             self._in_head, self._head_bytes, self._unfinished_bytes = True, 0, 0
 
         def on_url(self, url: bytes) -> None:
