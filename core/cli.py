@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from kservekit import __version__, config
-from kservekit.errors import CannotStart, KServeKitError
+from kservekit.errors import KServeKitError
 from kservekit.local.screen import CannotWrite, flush, put
 from kservekit.target import load_target
 
@@ -44,10 +42,6 @@ examples:
   kservekit bench --rows noop-rest-json start         two of them
   kservekit bench --rows hop-rest-tensor --repeats 5 --seconds 10 > table.md
 """
-
-LOG_FORMAT = "%(asctime)s.%(msecs)03d %(process)s %(name)s %(levelname)s %(message)s"
-"""KServe's own, without the place in the source."""
-LOG_TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,39 +100,10 @@ def serve(arguments: list[str]) -> int:
         parser.prog = "kservekit serve TARGET"
         put(f"{parser.format_help()}\nTARGET is module:Class or path.py:Class.\n\n{SERVE_EXAMPLES}", sys.stdout)
         return 0 if arguments else 2
-    from kservekit.serving import flags_parser
     from kservekit.serving import serve as run
 
-    flags, _ = flags_parser().parse_known_args(arguments[1:])
-    check_flags(flags)
-    target = load_target(arguments[0])
-    log_to_stderr(flags)  # after the target was imported: it may have set up logging itself
-    run(target, argv=arguments[1:])
+    run(load_target(arguments[0]), argv=arguments[1:])
     return 0
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """CannotStart for a value that KServe's parser takes and no server can be started with."""
-    if not flags.model_name.strip():
-        raise CannotStart(f"--model_name is {flags.model_name!r}: expected a name, such as doubler")
-    for name in ("http_port", "grpc_port"):
-        if not 0 <= getattr(flags, name) <= 65535:
-            raise CannotStart(f"--{name} is {getattr(flags, name)}: expected 0 to 65535")
-    if flags.log_config_file and not Path(flags.log_config_file).is_file():
-        raise CannotStart(f"--log_config_file is {flags.log_config_file!r}: no such file")
-
-
-def log_to_stderr(flags: argparse.Namespace) -> None:
-    """What kservekit logs, with time and level; unless the flags or the target's own module set up logging."""
-    log = logging.getLogger("kservekit")
-    if flags.log_config_file or not flags.configure_logging or log.hasHandlers():
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_TIME))
-    log.addHandler(handler)
-    log.propagate = False
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
 
 
 def demo(arguments: list[str]) -> int:

@@ -216,6 +216,20 @@ def test_what_it_serves_and_what_it_warns_of_are_logged_with_time_and_level(tmp_
     assert log.count("KSERVEKIT_NIX") == 1
 
 
+def test_a_flag_that_has_no_effect_is_said_to_have_none(tmp_path):
+    log, _ = log_of(tmp_path, GOOD, "--max_threads=8", "--enable_grpc=true")
+    warning = LINE.format(level="WARNING", message="--max_threads has no effect here: gRPC runs on the event loop.*")
+    assert len(re.findall(warning, log, re.M)) == log.count("no effect") == 1
+
+
+def test_a_script_that_calls_serve_itself_gets_the_same_checks(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(f"{GOOD}\nfrom kservekit.serving import serve\nserve(Good)\n")
+    command = [sys.executable, str(script), "--http_port=70000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "kservekit: --http_port is 70000: expected 0 to 65535\n")
+
+
 LOG_CONFIG = """
 version: 1
 formatters: {mine: {format: "MINE %(message)s"}}

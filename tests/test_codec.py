@@ -97,8 +97,10 @@ def test_a_head_that_was_read_before_is_checked_against_the_contents_that_come_w
 
 def test_an_id_that_is_not_text_is_refused():
     good = grpc.encode_request(Request({"x": np.zeros(2)}, id="ab"), kserve_messages)
-    with pytest.raises(InvalidInput, match="the id is not UTF-8"):
+    with pytest.raises(InvalidInput, match="not UTF-8"):
         grpc.decode_request(good.replace(b"ab", b"\xff\xfe"), kserve_messages)
+    with pytest.raises(InvalidInput, match="not UTF-8"):  # protobuf looks at each of several, too
+        grpc.decode_request(b"\x1a\x01\xff" + good, kserve_messages)
 
 
 @pytest.mark.parametrize(("datatype", "shape"), ALL)

@@ -126,10 +126,7 @@ def _decoded(data: bytes, kind: Any, what: str, most: int | None = None) -> tupl
         tensors = {name: layout.tensor(part) for (name, layout), part in zip(head.layouts.items(), raw, strict=True)}
     else:
         tensors = {item.name: _typed(item, item.shape[: MAX_DIMENSIONS + 1], _label(item, what)) for item in head.typed}
-    try:
-        return head, id.decode(), tensors
-    except UnicodeDecodeError:
-        raise InvalidInput("the id is not UTF-8") from None
+    return head, id, tensors
 
 
 def _read(text: bytes, kind: Any, what: str, raw: int, most: int | None) -> _Head:

@@ -15,7 +15,7 @@ MOST_FIELDS = 10_000
 _MALFORMED = "malformed protobuf message"
 
 
-def cut_out(data: bytes, field: int, single: int = 0) -> tuple[bytes, list[memoryview], bytes]:
+def cut_out(data: bytes, field: int, single: int = 0) -> tuple[bytes, list[memoryview], str]:
     """The message without its bytes field `field`; that field's contents, which are views of `data`; and what its
     field `single` held, a string of which the last one counts, which is cut out too.
 
@@ -25,7 +25,7 @@ def cut_out(data: bytes, field: int, single: int = 0) -> tuple[bytes, list[memor
     wanted, apart = field << 3 | 2, single << 3 | 2 if single else 0
     kept: list[memoryview] = []
     parts: list[memoryview] = []
-    found = b""
+    found = ""
     at = run = 0
     try:
         for _ in range(MOST_FIELDS):
@@ -57,10 +57,12 @@ def cut_out(data: bytes, field: int, single: int = 0) -> tuple[bytes, list[memor
                 run = at
             elif tag == apart:
                 kept.append(view[run:begin])
-                found = data[at - size : at]
+                found = data[at - size : at].decode()
                 run = at
     except IndexError:
         raise InvalidInput(_MALFORMED) from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{_MALFORMED}: field {single} is not UTF-8") from None
     if at > end:
         raise InvalidInput(_MALFORMED)
     if at < end:

@@ -50,13 +50,11 @@ def array(
     *,
     shape: Sequence[Any] | None = None,
     is_base64: bool = False,
-    booleans: bool = True,
 ) -> np.ndarray:
     """Nested lists (or a single value) as an array of `datatype`, or of what the JSON types say.
 
     Without a datatype booleans become BOOL, whole numbers INT64 (UINT64 where they are beyond), other numbers FP64 and
-    strings BYTES. `shape` is the declared one, which flat lists get too, and which is compared first. `booleans` is for
-    callers of before: telling them from 1 and 0 takes no walk any more.
+    strings BYTES. `shape` is the declared one, which flat lists get too, and which is compared first.
     Raises InvalidInput with `label` and the position of the first value that does not fit.
     """
     dtype = None if datatype is None else numpy_dtype(datatype, label)

@@ -51,6 +51,8 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, max_tensors: int = 
             declared = spec.input(name)
             if not isinstance(values, list) and not (declared and declared.shape == ()):
                 raise InvalidInput(f"input {shown(name)} is {shown(values)}: expected a list, one value a row")
+    if "" in columns:
+        raise InvalidInput("a column has the empty name: expected the name of an input")
     tensors = {name: _array(values, spec.input(name), f"input {shown(name)}") for name, values in columns.items()}
     return Request(tensors, parameters=parameters)
 

@@ -2,8 +2,9 @@
 
 # Before kserve, so that tritonclient.grpc stays importable in this process (see kservekit.oip.triton_messages).
 import kservekit.oip.triton_messages  # noqa: F401  isort: skip
+from kservekit.serving.flags import flags_parser
 from kservekit.serving.model import Predictor, Transformer, current_request
-from kservekit.serving.server import ModelServer, flags_parser, serve
+from kservekit.serving.server import ModelServer, serve
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec
 
 __all__ = [

@@ -45,7 +45,7 @@ def _tensor(item: InferInput) -> np.ndarray:
         if item.data and isinstance(item.data[0], bytes):
             found = np.array([*item.data, None], dtype=np.object_)[:-1]  # so that equal lengths make no second axis
         else:
-            found = array(item.data, item.datatype, label, booleans=item.datatype == "BOOL", is_base64=is_base64)
+            found = array(item.data, item.datatype, label, is_base64=is_base64)
         return in_shape(found, list(item.shape), label)
     try:
         values = item.as_numpy()

@@ -33,7 +33,7 @@ from kservekit.errors import (
 from kservekit.identity import Principal
 from kservekit.serving import cloudevents
 from kservekit.serving.dataplane import DataPlane
-from kservekit.serving.departure import SCOPE_KEY
+from kservekit.serving.departure import SCOPE_KEY, Departure
 from kservekit.serving.headers import as_dict
 from kservekit.telemetry import timing
 
@@ -138,7 +138,8 @@ class RestApp:
         headers = as_dict(pairs, self.dataplane.once)
         call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
         body = await self._body(headers, receive)
-        return await scope[SCOPE_KEY].ends(handler(**arguments, call=call, body=body))
+        departure: Departure = scope[SCOPE_KEY]
+        return await departure.ends(handler(**arguments, call=call, body=body))
 
     def _ways(self, path: str) -> Ways:
         # KServe's paths end without a slash; one too many is harmless.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import concurrent.futures
 import contextlib
@@ -17,7 +16,6 @@ from typing import Any, TypeAlias
 import kserve
 import uvicorn
 from kserve.model_server import args as flags_of_this_process
-from kserve.model_server import parser as kserve_parser
 from kserve.protocol.rest.server import _RefreshingServer  # keeps the TLS context in step with its files
 
 from kservekit import config
@@ -25,6 +23,7 @@ from kservekit.errors import CannotStart, KServeKitError
 from kservekit.serving import grpc as grpc_server
 from kservekit.serving import pool, workers
 from kservekit.serving.dataplane import DataPlane, load_model
+from kservekit.serving.flags import check, flags_parser, log_to_stderr
 from kservekit.serving.http_protocol import limited_protocol
 from kservekit.serving.kserve_types import keep_off_the_loop
 from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
@@ -201,12 +200,6 @@ class _Rest(_RefreshingServer):  # type: ignore[misc]
         yield  # signals are the ModelServer's: it stops REST and gRPC together
 
 
-def flags_parser() -> argparse.ArgumentParser:
-    """KServe's own flags, as `serve` reads them."""
-    found: argparse.ArgumentParser = kserve_parser
-    return found
-
-
 def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
     """Serves one or more models with KServe's flags, from the command line where `argv` is None.
 
@@ -215,7 +208,8 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
     """
     flags, unknown = flags_parser().parse_known_args(argv)
     try:
-        warnings = config.check()
+        warnings = config.check() + check(flags)
+        log_to_stderr(flags)
         server = ModelServer(
             flags=flags,
             **{
