@@ -129,6 +129,10 @@ class OnnxSettings:
     """The model's file; KServe's storage initializer puts models into /mnt/models."""
     threads: int = 0
     """Threads of one inference; 0: ONNX Runtime's choice, a thread a core."""
+    batch_rows: int = 0
+    """Callers who come at about the same time share a run of at most so many rows; 0: each has his own."""
+    batch_delay_ms: int = 2
+    """How long a batch that is not full waits for more callers while the engine is idle."""
 
 
 @dataclass(frozen=True)

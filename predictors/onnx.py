@@ -11,7 +11,9 @@ import numpy as np
 from kservekit import config
 from kservekit.config import OnnxSettings
 from kservekit.errors import CannotStart, InvalidInput
+from kservekit.predictors.batching import MicroBatcher
 from kservekit.serving import Predictor, Tensors, TensorSpec
+from kservekit.serving.pool import handler_pool
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -31,13 +33,18 @@ _DATATYPES = {
 
 
 class OnnxPredictor(Predictor):
-    """Settings: KSERVEKIT_ONNX_MODEL_PATH, _THREADS. Takes and gives what the file declares; dynamic sizes are -1."""
+    """Takes and gives what the file declares; dynamic sizes are -1.
+
+    Settings: KSERVEKIT_ONNX_MODEL_PATH, _THREADS. Callers who come at about the same time share a run where
+    KSERVEKIT_ONNX_BATCH_ROWS is set: so many rows at most, and a wait of _BATCH_DELAY_MS at most.
+    """
 
     def __init__(self, name: str = "model", *, settings: OnnxSettings | None = None) -> None:
         super().__init__(name)
         self.settings = settings or config.read(OnnxSettings)
         self.session: Any = None
         self._dimensions: list[tuple[str, int, str]] = []
+        self._batcher: MicroBatcher | None = None
 
     def load(self) -> bool:
         try:
@@ -58,10 +65,27 @@ class OnnxPredictor(Predictor):
         self._dimensions = _named_dimensions(self.session.get_inputs())
         self._invalid_argument = InvalidArgument
         self.outputs = [_spec(item) for item in self.session.get_outputs()]
+        if self.settings.batch_rows:
+            _check_batches([*self.inputs, *self.outputs])
+            delay_s = self.settings.batch_delay_ms / 1000
+            self._batcher = MicroBatcher(self._in_thread, max_cost=self.settings.batch_rows, max_delay_s=delay_s)
         self.ready = True
         return self.ready
 
-    def infer(self, tensors: Tensors) -> Tensors:
+    async def infer(self, tensors: Tensors) -> Tensors:
+        if self._batcher is not None:
+            return await self._batcher.infer(tensors)
+        return await self._in_thread(tensors)
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+
+    async def _in_thread(self, tensors: Tensors) -> Tensors:
+        outputs: Tensors = await handler_pool().run(self._outputs, tensors)
+        return outputs
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
         feed = {name: _text(name, values) if values.dtype.kind == "O" else values for name, values in tensors.items()}
         _check_dimensions(self._dimensions, feed)
         names = [spec.name for spec in self.outputs]
@@ -70,6 +94,15 @@ class OnnxPredictor(Predictor):
         except self._invalid_argument as error:
             raise InvalidInput(f"the model does not take these values: {_reason(error)}") from error
         return dict(zip(names, outputs, strict=True))
+
+
+def _check_batches(specs: list[TensorSpec]) -> None:
+    for spec in specs:
+        if not spec.shape or spec.shape[0] != -1:
+            raise CannotStart(
+                f"KSERVEKIT_ONNX_BATCH_ROWS is set, and {spec.name!r} of the model has shape {list(spec.shape)}: "
+                "batches need a first dimension that the file leaves open; export the model with one, or unset it"
+            )
 
 
 def _named_dimensions(inputs: list[Any]) -> list[tuple[str, int, str]]:

@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of the codec, for as long as one likes; what it found worth keeping stands in tests/corpus.
+"""Coverage-guided fuzzing of the codec, for as long as one likes.
 
     pip install atheris
     python tests/atheris_codec.py /tmp/corpus tests/corpus -max_total_time=600
-    python tests/atheris_codec.py -merge=1 tests/corpus /tmp/corpus      # what covers more than what is there
 
+It begins with tests/corpus and writes what reaches more of the code into /tmp/corpus: short ones are worth keeping.
 A file of the corpus is one input: its first byte chooses the wire, and for binary bodies the next two say how long the
 JSON is. tests/test_codec_fuzz.py takes them all in every ordinary run, without atheris.
 """

@@ -9,8 +9,11 @@ import json
 import os
 import zlib
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
+import pytest
+from atheris_codec import one_input
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserve_messages
@@ -21,6 +24,8 @@ from kservekit.codec.message import Answer, Request
 from kservekit.errors import InvalidInput, ModelError, PayloadTooLarge, UnsupportedMedia
 from kservekit.oip.triton_messages import messages as triton_messages
 from kservekit.tensors import DATATYPES, ModelSpec, TensorSpec, check_outputs
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 
 _MORE = os.environ.get("CODEC_FUZZ_EXAMPLES")
 fuzz = settings(
@@ -209,6 +214,11 @@ def test_any_bytes_are_a_request_or_refused(data, json_length):
     for messages in (kserve_messages, triton_messages):
         taken(grpc.decode_request, data, messages)
         taken(grpc.decode_answer, data, messages)
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)
+def test_what_fuzzing_by_coverage_found_is_a_request_or_refused(file):
+    one_input(file.read_bytes())
 
 
 packings = st.sampled_from(["gzip", "x-gzip", "deflate", " GZIP ", "identity", "", "br", "gzip, gzip"])

@@ -1,5 +1,7 @@
 """OnnxPredictor on real ONNX files, served as a process."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -113,3 +115,28 @@ def test_a_value_that_the_model_does_not_take_is_the_callers_fault(picky, wire):
         "the model does not take these values: "
         "indices element out of data bounds, idx=9 must be within the inclusive range [-4,3]"
     )
+
+
+def test_callers_who_share_a_run_get_their_own_rows(tmp_path):
+    x = ("x", TensorProto.FLOAT, ["n", 2])
+    write_onnx(
+        tmp_path / "m.onnx", [helper.make_node("Add", ["x", "x"], ["z"])], [x], [("z", TensorProto.FLOAT, ["n", 2])]
+    )
+    settings = {"KSERVEKIT_ONNX_MODEL_PATH": str(tmp_path / "m.onnx"), "KSERVEKIT_ONNX_BATCH_ROWS": "4"}
+    sent = [np.full((1 + at % 6, 2), at, np.float32) for at in range(24)]
+    with LocalServer(TARGET, model_name="m", settings=settings) as server, ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda values: ask(server, "v2 gRPC", {"x": values}), sent))
+    for values, answer in zip(sent, answers, strict=True):
+        assert answer.tensors["z"].tolist() == (values * 2).tolist()
+
+
+def test_a_model_whose_rows_are_fixed_cannot_be_put_into_batches(tmp_path):
+    x, z, axes = (
+        ("x", TensorProto.FLOAT, ["n", 2]),
+        ("z", TensorProto.FLOAT, [1, 2]),
+        ("axes", TensorProto.INT64, ["n"]),
+    )
+    write_onnx(tmp_path / "m.onnx", [helper.make_node("ReduceSum", ["x", "axes"], ["z"])], [x, axes], [z])
+    model = OnnxPredictor(settings=OnnxSettings(model_path=str(tmp_path / "m.onnx"), batch_rows=4))
+    with pytest.raises(CannotStart, match=r"BATCH_ROWS is set, and 'z' of the model has shape \[1, 2\]"):
+        model.load()
