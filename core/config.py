@@ -122,6 +122,22 @@ class TritonSettings:
 
 
 @dataclass(frozen=True)
+class ResponseCacheSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_RESPONSE_CACHE_"
+
+    ttl_s: int = 0
+    """How long an answer is given again to the same request; 0: never."""
+    max_bytes: int = 256 * 2**20
+    """Of answers kept in this process; those that were used last stay."""
+    redis_url: str = ""
+    """A Redis to keep them in instead, which all replicas share: redis://, rediss:// or unix://."""
+    redis_timeout_ms: int = 100
+    """How long Redis may take before a request goes on without it."""
+    vary: tuple[str, ...] = ()
+    """Headers that an answer depends on besides the request itself."""
+
+
+@dataclass(frozen=True)
 class OnnxSettings:
     prefix: ClassVar[str] = "KSERVEKIT_ONNX_"
 
@@ -163,7 +179,15 @@ class ImageSettings:
     """How many pictures are decoded at once, and so in memory at their full size; 0: as many as cores."""
 
 
-ALL = (ServerSettings, BackendSettings, IdentitySettings, TritonSettings, OnnxSettings, ImageSettings)
+ALL = (
+    ServerSettings,
+    BackendSettings,
+    IdentitySettings,
+    ResponseCacheSettings,
+    TritonSettings,
+    OnnxSettings,
+    ImageSettings,
+)
 
 NOT_IN_A_CLASS = ("KSERVEKIT_CACHE_DIR", "KSERVEKIT_TRITONSERVER", "KSERVEKIT_REQUIRE_SERVERS")
 """Variables of kservekit.local, which each have one reader."""

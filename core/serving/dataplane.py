@@ -16,6 +16,7 @@ import kserve
 from kserve.model import InferenceVerb
 
 from kservekit import __version__
+from kservekit.cache import ResponseCache
 from kservekit.codec.message import Answer, Request
 from kservekit.config import IdentitySettings, ServerSettings
 from kservekit.errors import (
@@ -58,7 +59,9 @@ class DataPlane:
         identity: IdentitySettings | None = None,
         *,
         check_predictors: bool = False,
+        cache: ResponseCache | None = None,
     ) -> None:
+        self.cache = cache
         identity = identity or IdentitySettings()
         self._authenticator = Authenticator.read(identity)
         self._admin_role = identity.admin_role
@@ -177,7 +180,11 @@ class DataPlane:
     async def _answer(self, request: Request) -> Answer:
         model = self._loaded(request.model)
         if hooks_are_ours(model):
-            return await model.answer(request)
+            if self.cache is None:
+                return await model.answer(request)
+            versions = (await model.spec()).versions
+            version = request.version or (versions[-1] if versions else "")
+            return await self.cache.answer(request, version, lambda: model.answer(request))
         result = await self._through_hooks(model, kserve_types.infer_request_from(request), request)
         return kserve_types.answer_from(result, request)
 

@@ -22,6 +22,7 @@ from kservekit import config
 from kservekit.errors import CannotStart, KServeKitError
 from kservekit.serving import grpc as grpc_server
 from kservekit.serving import pool, workers
+from kservekit.serving.caching import response_cache
 from kservekit.serving.dataplane import DataPlane, load_model
 from kservekit.serving.flags import check, flags_parser, log_to_stderr
 from kservekit.serving.http_protocol import limited_protocol
@@ -46,13 +47,15 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         super().__init__(**arguments)
         self.flags = flags
         self.settings = config.read(config.ServerSettings)
-        revision = os.environ.get("K_REVISION") or self.settings.revision or "unknown"
-        self.revision = revision.encode("ascii", "backslashreplace").decode()  # gRPC's metadata holds no more
+        revision = os.environ.get("K_REVISION") or self.settings.revision
+        # gRPC's metadata holds no more.
+        self.revision = (revision or "unknown").encode("ascii", "backslashreplace").decode()
         self.plane = DataPlane(
             self.registered_models,
             self.settings,
             config.read(config.IdentitySettings),
             check_predictors=flags.enable_predictor_health_check,
+            cache=response_cache(revision),
         )
         self.worker: workers.Worker | None = None
 
@@ -115,6 +118,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                     if isinstance(model, ArrayModel):
                         await model.close()
                     model.stop()
+            if self.plane.cache is not None:
+                await self.plane.cache.close()
 
     async def _listen(self, listening: list[Callable[[], Awaitable[object]]]) -> asyncio.Task[None]:
         """REST and gRPC; adds what closes each of them. The task ends when REST does."""
