@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from kservekit.benchmarks.contest import Server, Stage
 from kservekit.benchmarks.payloads import Payload
+from kservekit.errors import CannotStart
 from kservekit.local.server import LocalServer
 
 MODULE = (sys.executable, "-m")
@@ -51,3 +52,7 @@ def _predictor(stage: Stage, protocol: str) -> tuple[str, str]:
 
 def triton_itself(stage: Stage) -> AbstractContextManager[Server]:
     return nullcontext(stage.triton())
+
+
+def nobody(stage: Stage) -> AbstractContextManager[Server]:
+    raise CannotStart("this row's course runs in this process, and has no server")

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-OURS, STOCK, TRITON, BARE, ONE_WORKER = "ours", "stock", "Triton", "bare", "1 worker"
+OURS, STOCK, TRITON, BARE, ONE_WORKER, UNBATCHED = "ours", "stock", "Triton", "bare", "1 worker", "unbatched"
 
 
 class Server(Protocol):

@@ -57,4 +57,7 @@ class Payload:
 
 SMALL = Payload("small", (1, 3))
 TENSOR = Payload("tensor", (1, 3, 224, 224))
+MLP = Payload("mlp", (1, 2048))
+CONVOLUTION = Payload("convolution", (1, 32, 32, 32))
 PAYLOADS = {payload.name: payload for payload in (SMALL, TENSOR)}
+"""Those that Triton and the no-op models serve."""

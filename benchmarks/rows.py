@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from kservekit.benchmarks.contenders import bare, our_transformer, ours, stock, stock_transformer, triton_itself
-from kservekit.benchmarks.contest import BARE, ONE_WORKER, OURS, STOCK, TRITON, Contender, Row, Target
+from kservekit.benchmarks.batching import Batching
+from kservekit.benchmarks.cache_hit import CacheHit
+from kservekit.benchmarks.contenders import (
+    bare,
+    nobody,
+    our_transformer,
+    ours,
+    stock,
+    stock_transformer,
+    triton_itself,
+)
+from kservekit.benchmarks.contest import BARE, ONE_WORKER, OURS, STOCK, TRITON, UNBATCHED, Contender, Row, Target
 from kservekit.benchmarks.liveness import Liveness
 from kservekit.benchmarks.memory import Memory
-from kservekit.benchmarks.payloads import SMALL, TENSOR
+from kservekit.benchmarks.payloads import CONVOLUTION, MLP, SMALL, TENSOR, Payload
 from kservekit.benchmarks.startup import Startup
 from kservekit.benchmarks.throughput import Throughput
 
@@ -41,6 +51,22 @@ def _liveness(kind: str, name: str, title: str) -> Row:
         Contender(STOCK, "plain", stock(SMALL, f"--compute={kind}")),
     )
     return Row(f"live-{kind}", title, Liveness(), contenders)
+
+
+def _batching(name: str, title: str, course: Batching, *targets: Target) -> Row:
+    contenders = (
+        Contender(OURS, "async", nobody, note="batches", targets=targets),
+        Contender(UNBATCHED, "async", nobody),
+    )
+    return Row(f"batch-{name}", title, course, contenders)
+
+
+def _cache_hit(name: str, title: str, payload: Payload, bound: float) -> Row:
+    contenders = (
+        Contender(OURS, "plain", triton_itself, note="kept", targets=(Target(bound, TRITON, at_most=True),)),
+        Contender(TRITON, "identity", triton_itself),
+    )
+    return Row(f"cache-{name}", title, CacheHit(payload), contenders)
 
 
 def _at_least(bound: float, against: str = STOCK) -> Target:
@@ -129,6 +155,27 @@ ROWS: tuple[Row, ...] = (
             Contender(ONE_WORKER, "plain", ours(SMALL, "CpuBound")),
         ),
     ),
+    _batching(
+        "mlp",
+        "16 callers in this process of a 2048-wide MLP in ONNX Runtime",
+        Batching(MLP, lambda nets: nets.mlp(), 16),
+        _at_least(4, UNBATCHED),
+    ),
+    # Alone he waits for the delay, 2 ms, and then for the run, which takes about as long.
+    _batching(
+        "mlp-alone",
+        "the same, a single caller",
+        Batching(MLP, lambda nets: nets.mlp(), 1),
+        _goal(0.45, UNBATCHED),
+    ),
+    _batching(
+        "convolution",
+        "16 callers in this process of a convolutional net",
+        Batching(CONVOLUTION, lambda nets: nets.convolution(), 16),
+        _at_least(0.9, UNBATCHED),
+    ),
+    _cache_hit("small", "a kept answer beside Triton's no-op by gRPC, 3 floats", SMALL, 0.1),
+    _cache_hit("tensor", "the same, 1x3x224x224 FP32", TENSOR, 0.25),
     Row(
         "memory-rest",
         "resident memory over 20,000 tensors, REST binary",

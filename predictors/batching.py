@@ -19,6 +19,9 @@ import numpy as np
 from kservekit.errors import InvalidInput, ModelError, TooManyRequests, Unavailable
 from kservekit.serving import Tensors
 
+TIMER_S = 0.001
+"""How late uvloop's timers may be: they are set so much earlier, so that nobody waits longer than was said."""
+
 Run = Callable[[Tensors], Awaitable[Tensors]]
 Cost = Callable[[Tensors], int]
 
@@ -137,8 +140,8 @@ class MicroBatcher:
         while self._idle and self._lines:
             kind = min(self._lines, key=lambda kind: self._due(self._lines[kind]))
             wait = self._due(self._lines[kind]) - now
-            if wait > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._start)
+            if wait > TIMER_S:
+                self._timer = asyncio.get_running_loop().call_later(wait - TIMER_S, self._start)
                 return
             if batch := self._take(kind):
                 self._idle -= 1

@@ -1,12 +1,14 @@
 """The response cache: the same answer to the same request and to no other, whatever becomes of callers and Redis."""
 
 import asyncio
+import hashlib
 
 import numpy as np
 import pytest
 from calls import WIRES, ask, http
 
 from kservekit.cache import MemoryStore, ResponseCache
+from kservekit.cache import digest as digest_module
 from kservekit.cache.digest import digest
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import CannotStart, DeadlineExceeded, ModelError
@@ -66,6 +68,13 @@ OTHERS = {
 @pytest.mark.parametrize("tensors", OTHERS.values(), ids=OTHERS)
 def test_other_inputs_have_another_key(tensors):
     assert digest(Request({"y": SAME.tensors["y"], **tensors}), "m") != digest(SAME, "m")
+
+
+def test_without_blake3_keys_are_made_with_sha256(monkeypatch):
+    key = digest(SAME, "m")
+    monkeypatch.setattr(digest_module, "_hash", hashlib.sha256)
+    assert digest(SAME, "m") != key
+    assert len(digest(SAME, "m")) == len(key) == 32
 
 
 def test_parameters_outputs_and_what_else_is_said_count_and_the_order_of_inputs_does_not():
