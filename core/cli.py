@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   kservekit demo
   kservekit serve doubler.py:Doubler --model_name doubler
+  kservekit repository build model.onnx --into models
   kservekit bench --list
 """
 
@@ -63,9 +64,13 @@ def _verb(argv: Sequence[str] | None) -> int:
     verbs: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "demo": (demo, "a real model on the real Triton, behind a transformer and a predictor, on this machine"),
         "serve": (serve, "serve a predictor or a transformer: module:Class or path.py:Class, and KServe's flags"),
+        "repository": (
+            repository,
+            "a model's file to a Triton model repository, and what is wrong with one",
+        ),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
-    listed = "\n".join(f"  {name:8}{text}" for name, (_, text) in verbs.items())
+    listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
     parser = argparse.ArgumentParser(
         prog="kservekit",
         usage="kservekit VERB ...",
@@ -136,6 +141,12 @@ def demo_text() -> str:
         "v2 REST JSON, v2 REST binary and v2 gRPC, and shows the answers and where the time went.\n"
         "The exit code is 0 only if every wire answered, and all agreed."
     )
+
+
+def repository(arguments: list[str]) -> int:
+    from kservekit.predictors.repository_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout))
 
 
 def bench(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -31,21 +32,39 @@ def write_model(
     """A model for Triton's Python backend; `files` go beside each other, and one of them is `model.py`.
 
     With a `max_batch_size` the spec's first dimension is the batch, and Triton batches dynamically.
+    """
+    config = declared(name, spec, backend="python", max_batch_size=max_batch_size)
+    if max_batch_size:
+        config.dynamic_batching.SetInParent()
+    return write(repository, config, files, version=version)
+
+
+def declared(name: str, spec: ModelSpec, *, backend: str, max_batch_size: int = 0) -> Any:
+    """A ModelConfig with the spec's inputs and outputs; with a `max_batch_size` without their first dimension."""
+    config = model_config.ModelConfig(name=name, backend=backend, max_batch_size=max_batch_size)
+    for kind, items in ((config.input, spec.inputs), (config.output, spec.outputs)):
+        for item in items:
+            dims = _dims(item, max_batch_size)
+            given = kind.add(name=item.name, data_type=_datatype(item), dims=dims or (1,))
+            if item.optional:
+                given.optional = True
+            if not dims:  # beside the batch; Triton has no empty dims: its callers see a 1, and the model does not
+                given.reshape.SetInParent()
+    return config
+
+
+def write(repository: Path, config: Any, files: Mapping[str, Path], *, version: int = 1) -> Path:
+    """`files` go into the version's folder, and the ModelConfig beside it. The model's folder.
+
     Files that differ are replaced, one by one and whole, so that neither a server that reads the folder meanwhile nor
     another process that writes the same model sees a half of one.
     """
-    config = model_config.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
-    for item in spec.inputs:
-        config.input.add(name=item.name, data_type=_datatype(item), dims=_dims(item, max_batch_size))
-    for item in spec.outputs:
-        config.output.add(name=item.name, data_type=_datatype(item), dims=_dims(item, max_batch_size))
-    if max_batch_size:
-        config.dynamic_batching.SetInParent()
-    folder = repository / name
+    folder: Path = repository / config.name
     (folder / str(version)).mkdir(parents=True, exist_ok=True)
     for file, source in files.items():
         target = folder / str(version) / file
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
             _replace(target, functools.partial(shutil.copyfile, source))
     text, target = text_format.MessageToString(config), folder / "config.pbtxt"
     if not (target.is_file() and target.read_text() == text):

@@ -1,0 +1,90 @@
+"""What an ONNX file says of itself, read without running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kservekit.errors import CannotStart
+from kservekit.tensors import ModelSpec, TensorSpec
+
+_DATATYPES = {
+    "BOOL": "BOOL",
+    "UINT8": "UINT8",
+    "UINT16": "UINT16",
+    "UINT32": "UINT32",
+    "UINT64": "UINT64",
+    "INT8": "INT8",
+    "INT16": "INT16",
+    "INT32": "INT32",
+    "INT64": "INT64",
+    "FLOAT16": "FP16",
+    "BFLOAT16": "BF16",
+    "FLOAT": "FP32",
+    "DOUBLE": "FP64",
+    "STRING": "BYTES",
+}
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    path: Path
+    spec: ModelSpec
+    """Sizes that the file leaves open are -1."""
+    sizes: dict[str, tuple[str, ...]]
+    """By tensor, the names of its sizes: of those that are left open as the file calls them, of others empty."""
+    weights: tuple[str, ...]
+    """Files beside it that hold weights, by their path from its folder."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether the first size of every input and output is left open, as a batch's is."""
+        tensors = (*self.spec.inputs, *self.spec.outputs)
+        return bool(tensors) and all(item.shape and item.shape[0] == -1 for item in tensors)
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """CannotStart for a file that is none, or has inputs that the protocol has no datatype for."""
+    try:
+        import onnx
+        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    except ImportError:
+        raise CannotStart("ONNX files are read with onnx: pip install 'kservekit[local]'") from None
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError:
+        raise CannotStart(f"{path}: no such file") from None
+    except Exception as error:  # protobuf's, which has several
+        raise CannotStart(f"{path} is no ONNX file: {type(error).__name__}: {error}") from None
+    if not model.graph.output:
+        raise CannotStart(f"{path} is no ONNX file: it has no outputs")
+    constants = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in constants]
+    specs = [[_spec(onnx, path, item) for item in items] for items in (inputs, model.graph.output)]
+    external = [ExternalDataInfo(item).location for item in model.graph.initializer if uses_external_data(item)]
+    for location in map(str, external):
+        if Path(location).is_absolute() or ".." in Path(location).parts:
+            raise CannotStart(f"{path} has weights in {location!r}: expected a file beside it, or below")
+    return OnnxFile(
+        path,
+        ModelSpec(tuple(specs[0]), tuple(specs[1])),
+        {item.name: _sizes(item) for item in (*inputs, *model.graph.output)},
+        tuple(sorted(set(map(str, external)))),
+    )
+
+
+def _spec(onnx: Any, path: Path, item: Any) -> TensorSpec:
+    kind = item.type.WhichOneof("value")
+    found = onnx.TensorProto.DataType.Name(item.type.tensor_type.elem_type) if kind == "tensor_type" else kind
+    if found not in _DATATYPES:
+        raise CannotStart(f"{path}: {item.name!r} is {found}, which the protocol has no datatype for")
+    if not item.type.tensor_type.HasField("shape"):
+        raise CannotStart(f"{path}: {item.name!r} has no shape; run onnx.shape_inference on the file first")
+    dims = item.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+    return TensorSpec(item.name, _DATATYPES[found], shape)
+
+
+def _sizes(item: Any) -> tuple[str, ...]:
+    return tuple(dim.dim_param for dim in item.type.tensor_type.shape.dim)

@@ -1,0 +1,142 @@
+"""`kservekit repository build` and `kservekit repository check`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kservekit.errors import CannotStart
+from kservekit.oip.triton_messages import model_config
+from kservekit.predictors.repository_build import Build, build
+from kservekit.predictors.repository_check import check
+from kservekit.tensors import TensorSpec
+
+EXAMPLES = """\
+examples:
+  kservekit repository build resnet.onnx --into models
+  kservekit repository build resnet.onnx --into models --target local
+  kservekit repository build resnet.onnx --into models --tensorrt fp16 --size height=224 --size width=224
+  kservekit repository build score.py --name score --into models --input x:FP32:-1,30 --output score:FP32:-1,1
+  kservekit repository check models
+"""
+
+Put = Callable[[str], None]
+
+
+def run(arguments: Sequence[str], put: Put) -> int:
+    """The exit code: 1 where `check` finds what Triton would refuse."""
+    options = _parser().parse_args(arguments)
+    if options.verb == "check":
+        return _check(options.repository, put)
+    return _build(options, put)
+
+
+def _build(options: argparse.Namespace, put: Put) -> int:
+    wanted = Build(
+        options.model,
+        options.name or options.model.stem,
+        target=options.target,
+        version=options.version,
+        max_batch=options.max_batch,
+        batch_delay_us=options.batch_delay_us,
+        instances=options.instances,
+        keep=options.keep,
+        warm_up=options.warm_up,
+        sizes=dict(map(_size, options.size)),
+        response_cache=options.response_cache,
+        tensorrt=options.tensorrt,
+        inputs=tuple(map(_tensor, options.input)),
+        outputs=tuple(map(_tensor, options.output)),
+    )
+    built = build(wanted, options.into)
+    config = built.config
+    put(f"{built.folder}: version {wanted.version} of {config.name!r}, for the {config.backend} backend")
+    for kind, items in (("input", config.input), ("output", config.output)):
+        for item in items:
+            sizes = (["batch"] if config.max_batch_size else []) + ["any" if size == -1 else size for size in item.dims]
+            put(f"  {kind:6} {item.name} {_datatype(item.data_type)} [{', '.join(map(str, sizes))}]")
+    put(f"  batches of up to {config.max_batch_size}" if config.max_batch_size else "  no batches")
+    if config.model_warmup:
+        put(f"  warm-up: {', '.join(sample.name for sample in config.model_warmup)}")
+    for note in built.notes:
+        put(f"  {note}")
+    return 0
+
+
+def _datatype(data_type: int) -> str:
+    found: str = model_config.DataType.Name(data_type)
+    return found.removeprefix("TYPE_").replace("STRING", "BYTES")
+
+
+def _check(repository: Path, put: Put) -> int:
+    findings = check(repository)
+    for finding in findings:
+        put(f"{'error' if finding.is_error else 'note '} {finding.where}: {finding.what}")
+    errors = sum(finding.is_error for finding in findings)
+    put(f"{repository}: {errors or 'no'} error{'s' if errors != 1 else ''}")
+    return int(errors > 0)
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name or not size.isdigit() or not int(size):
+        raise CannotStart(f"--size is {text!r}: expected a name and a number, such as height=224")
+    return name, int(size)
+
+
+def _tensor(text: str) -> TensorSpec:
+    name, datatype, sizes = text.rsplit(":", 2) if text.count(":") >= 2 else ("", "", "")
+    with contextlib.suppress(ValueError):
+        if name:
+            return TensorSpec(name, datatype, tuple(map(int, sizes.split(","))))
+    raise CannotStart(f"{text!r} is no tensor: expected name:datatype:sizes, such as x:FP32:-1,3 (-1: left open)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kservekit repository",
+        description="Writes Triton model repositories, and says what is wrong with one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|check")
+    one = verbs.add_parser("build", help="a model's file to a model that Triton serves", epilog=EXAMPLES)
+    one.formatter_class = argparse.RawDescriptionHelpFormatter
+    one.add_argument("model", type=Path, help="model.onnx, model.plan, or a model.py of Triton's Python backend")
+    one.add_argument("--into", type=Path, required=True, metavar="DIR", help="the repository; made where it is not")
+    one.add_argument("--name", help="the model's (default: the file's)")
+    one.add_argument(
+        "--target",
+        choices=("gpu", "local"),
+        default="gpu",
+        help="NVIDIA's container (default), or the local Triton, which runs ONNX files in its Python backend",
+    )
+    one.add_argument("--version", type=_positive, default=1, metavar="N")
+    one.add_argument("--max-batch", type=_count, metavar="ROWS", help="0: no batches (default: 8 where the file can)")
+    one.add_argument("--batch-delay-us", type=_count, default=0, metavar="US", help="how long a batch waits for more")
+    one.add_argument("--instances", type=_positive, default=1, metavar="N", help="copies that run at once")
+    one.add_argument("--keep", default="latest:1", metavar="POLICY", help="latest:N (default 1), all, or 1,3")
+    one.add_argument("--no-warm-up", dest="warm_up", action="store_false", help="ready at once, and slow at first")
+    one.add_argument("--size", action="append", default=[], metavar="NAME=N", help="an open size, for the warm-up")
+    one.add_argument("--response-cache", action="store_true", help="Triton's; it has to be started with --cache-config")
+    one.add_argument("--tensorrt", choices=("fp32", "fp16"), default="", help="ONNX by TensorRT, in that precision")
+    for kind in ("input", "output"):
+        one.add_argument(f"--{kind}", action="append", default=[], metavar="NAME:DATATYPE:SIZES", help="of plan or .py")
+    two = verbs.add_parser("check", help="what is wrong with a repository, without a Triton")
+    two.add_argument("repository", type=Path)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    if not (value := _count(text)):
+        raise ValueError
+    return value

@@ -1,0 +1,286 @@
+"""`kservekit repository build` and `check`: what they write the real Triton loads, and what they find it refuses."""
+
+import asyncio
+
+import numpy as np
+import onnx
+import pytest
+from calls import kservekit
+from google.protobuf import text_format
+from onnx import TensorProto, helper, numpy_helper
+
+from kservekit.codec.message import Request
+from kservekit.errors import CannotStart
+from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.triton_messages import model_config
+from kservekit.predictors.onnx_file import read_onnx
+from kservekit.predictors.repository_build import Build, build
+from kservekit.predictors.repository_check import check
+from kservekit.tensors import TensorSpec
+
+
+def save(path, nodes, inputs, outputs, weights=()):
+    tensors = [[helper.make_tensor_value_info(*item) for item in items] for items in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "test", *tensors, [numpy_helper.from_array(*item) for item in weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """y = x + w, whatever the rows."""
+    w = (np.array([1, 2, 3], np.float32), "w")
+    x, y = ("x", TensorProto.FLOAT, ["n", 3]), ("y", TensorProto.FLOAT, ["n", 3])
+    return save(tmp_path / "rows.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [x], [y], [w])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """The mean of a picture of any size, and the picture itself as another datatype."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=1),
+        helper.make_node("Cast", ["x"], ["same"], to=TensorProto.FLOAT16),
+    ]
+    x = ("x", TensorProto.FLOAT, [3, "height", "width"])
+    outputs = [("mean", TensorProto.FLOAT, [1, 1, 1]), ("same", TensorProto.FLOAT16, [3, "height", "width"])]
+    return save(tmp_path / "picture.onnx", nodes, [x], outputs)
+
+
+DOUBLES = """
+import numpy as np
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "x", "data_type": "TYPE_FP32", "dims": [-1]})
+        config.add_output({"name": "y", "data_type": "TYPE_FP32", "dims": [-1]})
+        config.set_max_batch_size(0)
+        return config
+
+    def execute(self, requests):
+        inputs = [triton.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [triton.InferenceResponse([triton.Tensor("y", x * 2)]) for x in inputs]
+"""
+
+
+def answer(server, model, tensors, version=""):
+    async def once():
+        backend = GrpcBackend(server.grpc_url)
+        try:
+            return await backend.infer(Request(tensors, model=model, version=version))
+        finally:
+            await backend.close()
+
+    return asyncio.run(once())
+
+
+def test_what_is_built_for_the_local_triton_it_loads_and_answers(local_triton, tmp_path, rows, picture):
+    (tmp_path / "doubles.py").write_text(DOUBLES)
+    repository = tmp_path / "models"
+    given = {"target": "local"}
+    build(Build(rows, "rows", **given, batch_delay_us=500, instances=2, keep="1,2"), repository)
+    build(Build(rows, "rows", **given, version=2, batch_delay_us=500, instances=2, keep="1,2"), repository)
+    build(Build(picture, "picture", **given, sizes={"height": 4, "width": 5}), repository)
+    build(Build(tmp_path / "doubles.py", "doubles", **given), repository)
+    tensors = ([TensorSpec("x", "FP32", (-1, 2))], [TensorSpec("y", "FP32", (-1, 2))])
+    declared = Build(tmp_path / "doubles.py", "declared", **given, max_batch=4, inputs=tensors[0], outputs=tensors[1])
+    (tmp_path / "doubles.py").write_text(DOUBLES.replace("auto_complete_config", "not_used"))
+    build(declared, repository)
+    assert [finding for finding in check(repository) if finding.is_error] == []
+    server = local_triton(repository)
+    x = np.array([[1, 1, 1], [2, 2, 2]], np.float32)
+    for version in ("1", "2"):
+        found = answer(server, "rows", {"x": x}, version)
+        assert (found.version, found.tensors["y"].tolist()) == (version, [[2, 3, 4], [3, 4, 5]])
+    found = answer(server, "picture", {"x": np.ones((3, 2, 2), np.float32)}).tensors
+    assert (found["mean"].ravel().tolist(), found["same"].dtype, found["same"].shape) == ([1], np.float16, (3, 2, 2))
+    assert answer(server, "doubles", {"x": np.ones(3, np.float32)}).tensors["y"].tolist() == [2, 2, 2]
+    assert answer(server, "declared", {"x": np.ones((3, 2), np.float32)}).tensors["y"].tolist() == [[2, 2]] * 3
+    log = server.log.read_text() if hasattr(server, "log") else ""
+    assert "failed to load" not in log
+
+
+def test_for_a_gpu_onnx_and_plans_have_backends_of_their_own(tmp_path, rows):
+    built = build(Build(rows, "rows", tensorrt="fp16", response_cache=True, max_batch=32), tmp_path / "models")
+    config = text_format.Parse((built.folder / "config.pbtxt").read_text(), model_config.ModelConfig())
+    assert config == built.config
+    assert (config.backend, config.max_batch_size, config.response_cache.enable) == ("onnxruntime", 32, True)
+    assert [group.kind for group in config.instance_group] == [model_config.ModelInstanceGroup.KIND_GPU]
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, accelerator.parameters["precision_mode"]) == ("tensorrt", "FP16")
+    assert config.dynamic_batching.default_queue_policy.allow_timeout_override
+    assert [(one.batch_size, list(one.inputs["x"].dims)) for one in config.model_warmup] == [(1, [3]), (32, [3])]
+    (tmp_path / "model.plan").write_bytes(b"an engine")
+    built = build(Build(tmp_path / "model.plan", "engine"), tmp_path / "models")
+    assert (built.config.backend, (built.folder / "1/model.plan").read_bytes()) == ("tensorrt", b"an engine")
+    assert check(tmp_path / "models") == []
+
+
+def test_weights_beside_the_file_come_along(tmp_path, rows):
+    model = onnx.load(rows)
+    onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert read_onnx(tmp_path / "large.onnx").weights == ("w.bin",)
+    built = build(Build(tmp_path / "large.onnx", "large"), tmp_path / "models")
+    assert (built.folder / "1/w.bin").read_bytes() == (tmp_path / "w.bin").read_bytes()
+
+
+def test_weights_elsewhere_are_not_fetched(tmp_path, rows):
+    model = onnx.load(rows)
+    onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    text = (tmp_path / "large.onnx").read_bytes().replace(b"w.bin", b"../ab")
+    (tmp_path / "large.onnx").write_bytes(text)
+    with pytest.raises(CannotStart, match=r"weights in '\.\./ab': expected a file beside it"):
+        read_onnx(tmp_path / "large.onnx")
+
+
+def test_an_open_size_that_nobody_names_leaves_the_warm_up_out_and_says_so(tmp_path, picture):
+    built = build(Build(picture, "picture", sizes={"height": 4}), tmp_path / "models")
+    assert not built.config.model_warmup
+    assert built.notes == ("no warm-up: size 'width' of input 'x' is open; give --size width=224, say",)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"max_batch": 4}, r"--max-batch is 4, and 'x' has shape \[3, -1, -1\]"),
+        ({"batch_delay_us": 5}, "this model has no batches"),
+        ({"keep": "newest"}, "--keep is 'newest': expected latest:2, all"),
+        ({"tensorrt": "fp16", "target": "local"}, "--tensorrt is for ONNX files on a GPU"),
+        ({"inputs": [TensorSpec("x", "FP32", (1,))]}, "an ONNX file says itself"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_written(tmp_path, picture, given, sentence):
+    with pytest.raises(CannotStart, match=sentence):
+        build(Build(picture, "picture", **given), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_scalar_is_refused_as_triton_would(tmp_path):
+    x, y = ("x", TensorProto.FLOAT, ["n", 3]), ("y", TensorProto.FLOAT, [])
+    save(tmp_path / "m.onnx", [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)], [x], [y])
+    with pytest.raises(CannotStart, match="'y' is a scalar"):
+        build(Build(tmp_path / "m.onnx", "m"), tmp_path / "models")
+
+
+def test_rows_without_more_are_served_with_a_size_of_one(local_triton, tmp_path):
+    x, y = ("x", TensorProto.FLOAT, ["n"]), ("y", TensorProto.FLOAT, ["n"])
+    save(tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [x], [y])
+    build(Build(tmp_path / "m.onnx", "m", target="local"), tmp_path / "models")
+    assert [finding for finding in check(tmp_path / "models") if finding.is_error] == []
+    server = local_triton(tmp_path / "models")
+    assert answer(server, "m", {"x": np.ones((2, 1), np.float32)}).tensors["y"].ravel().tolist() == [-1, -1]
+
+
+def test_the_command_says_what_it_made_and_what_is_wrong(tmp_path, rows):
+    done = kservekit("repository", "build", str(rows), "--into", str(tmp_path / "models"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "x FP32 [batch, 3]" in done.stdout
+    done = kservekit("repository", "check", str(tmp_path / "models"))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'models'}: no errors\n")
+    (tmp_path / "models/rows/1/model.onnx").unlink()
+    done = kservekit("repository", "check", str(tmp_path / "models"))
+    assert done.returncode == 1
+    assert "error rows/1: no model.onnx, which the onnxruntime backend looks for" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("build", "nix.onnx", "--into", "m"), "nix.onnx: no such file"),
+        (("build", "setup.cfg", "--into", "m"), "expected .onnx, .plan or .py"),
+        (("build", "x.onnx", "--into", "m", "--size", "height"), "--size is 'height': expected a name and a number"),
+        (("build", "x.py", "--into", "m", "--input", "x:FP99:1"), "'x:FP99:1' is no tensor"),
+        (("check", "nix"), "nix: no such folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, arguments, sentence):
+    done = kservekit("repository", *arguments, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert sentence in done.stderr
+
+
+def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\xff not a model")
+    with pytest.raises(CannotStart, match=r"bad\.onnx is no ONNX file"):
+        read_onnx(tmp_path / "bad.onnx")
+
+
+GOOD = """
+backend: "onnxruntime"
+max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 3 }
+output { name: "y" data_type: TYPE_FP32 dims: 3 }
+dynamic_batching { default_queue_policy { allow_timeout_override: true } }
+"""
+
+FAULTS = {
+    "the batch in the dims": ("dims: 3 }\noutput", "dims: [-1, 3] }\noutput", "the batch is left out of them: [3]"),
+    "other dims": ("dims: 3 }\noutput", "dims: 4 }\noutput", "input 'x' has dims [4], and in the file [3]"),
+    "another datatype": ("TYPE_FP32 dims: 3 }\noutput", "TYPE_INT8 dims: 3 }\noutput", "is INT8, and in the file FP32"),
+    "another name": ('"y"', '"z"', "output 'z' is not the file's: it has 'y'"),
+    "a batch that is preferred and too large": (
+        "dynamic_batching {",
+        "dynamic_batching { preferred_batch_size: 16",
+        "preferred_batch_size 16 is over max_batch_size 8",
+    ),
+    "text that is none": ("max_batch_size: 8", "max_batch_size = 8", "line 3:16"),
+    "a field that there is not": ("max_batch_size", "maximum_batch_size", 'has no field named "maximum_batch_size"'),
+    "another model's name": ("backend", 'name: "other" backend', "the name is 'other', and the folder's 'm'"),
+    "no size": ("dims: 3 }\noutput", "dims: 0 }\noutput", "expected -1, or 1 and more"),
+    "versions that there are not": (
+        "max_batch_size",
+        "version_policy { specific { versions: 7 } } max_batch_size",
+        "version_policy asks for 7: there is 1",
+    ),
+}
+
+
+@pytest.fixture
+def repository(tmp_path, rows):
+    (tmp_path / "models/m/1").mkdir(parents=True)
+    (tmp_path / "models/m/1/model.onnx").write_bytes(rows.read_bytes())
+    (tmp_path / "models/m/config.pbtxt").write_text(GOOD)
+    return tmp_path / "models"
+
+
+def test_a_repository_without_faults_has_no_findings(repository):
+    assert check(repository) == []
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_in_a_config_is_found(repository, old, new, sentence):
+    assert old in GOOD
+    (repository / "m/config.pbtxt").write_text(GOOD.replace(old, new, 1))
+    found = [finding.what for finding in check(repository) if finding.is_error]
+    assert len(found) == 1
+    assert sentence in found[0]
+
+
+def test_faults_of_the_folders_are_found(repository):
+    assert "this is a model's own folder" in check(repository / "m")[0].what
+    (repository / "m/1").rename(repository / "m/one")
+    assert check(repository)[0].what.startswith("no version")
+    (repository / "m/one").rename(repository / "m/01")
+    assert any("versions begin with 1 to 9" in finding.what for finding in check(repository))
+
+
+def test_steps_of_an_ensemble_are_followed(repository):
+    (repository / "e/1").mkdir(parents=True)
+    text = """
+    platform: "ensemble"
+    input { name: "in" data_type: TYPE_FP32 dims: 3 }
+    output { name: "out" data_type: TYPE_FP32 dims: 3 }
+    ensemble_scheduling {
+      step { model_name: "m" model_version: -1 input_map { key: "x" value: "in" } output_map { key: "y" value: "out" } }
+    }
+    """
+    (repository / "e/config.pbtxt").write_text(text)
+    assert check(repository) == []
+    for old, new, sentence in (
+        ('model_name: "m"', 'model_name: "n"', "a step runs 'n': there is 'e', 'm'"),
+        ('key: "x"', 'key: "z"', "'m' has no input 'z'"),
+        ('value: "out"', 'value: "other"', "no step and no input gives 'out'"),
+    ):
+        (repository / "e/config.pbtxt").write_text(text.replace(old, new))
+        assert sentence in check(repository)[0].what
