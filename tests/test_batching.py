@@ -136,7 +136,7 @@ def test_an_engine_that_is_not_there_is_asked_once_and_all_hear_of_it():
         raise Unavailable("the engine is gone")
 
     async def main():
-        shared = batcher(gone)
+        shared = batcher(gone, max_delay_s=60, max_cost=4)
         found = await asyncio.gather(*(shared.infer(numbers(at)) for at in range(4)), return_exceptions=True)
         assert [type(error) for error in found] == [Unavailable] * 4
         assert calls == [4]
