@@ -38,5 +38,5 @@ async def _check(payload: Payload, wire: str, http_url: str, grpc_url: str) -> N
     found = answer.tensors.get(OUTPUT)
     if found is None:
         raise WrongAnswer(f"{wire} of model {payload.name!r} has the outputs {list(answer.tensors)}, not {OUTPUT!r}")
-    if found.dtype != np.float32 or not np.array_equal(found, payload.array):
+    if found.dtype != np.float32 or not np.array_equal(found, payload.answer):
         raise WrongAnswer(f"{wire} of model {payload.name!r} gives back other values than it was given")

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-OURS, STOCK, TRITON, BARE, ONE_WORKER, UNBATCHED = "ours", "stock", "Triton", "bare", "1 worker", "unbatched"
+OURS, STOCK, TRITON, BARE = "ours", "stock", "Triton", "bare"
+ONE_WORKER, UNBATCHED, BY_GRPC = "1 worker", "unbatched", "gRPC"
 
 
 class Server(Protocol):

@@ -1,6 +1,6 @@
-"""What is sent: three floats, or one picture as a tensor; as a body for the load generators.
+"""What is sent: three floats, one picture as a tensor, or eight; as a body for the load generators.
 
-Every contender answers with what it was given, as the output `output-0`.
+Every contender answers with what it was given, or with the beginning of it, as the output `output-0`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Payload:
 
     name: str
     shape: tuple[int, ...]
+    columns: int = 0
+    """How many numbers of each row are the answer, as many as there are classes, say; 0: all, in the same shape."""
 
     @property
     def array(self) -> np.ndarray:
@@ -34,8 +36,14 @@ class Payload:
 
     @property
     def spec(self) -> ModelSpec:
-        shape = (-1, *self.shape[1:])
-        return ModelSpec((TensorSpec(INPUT, "FP32", shape),), (TensorSpec(OUTPUT, "FP32", shape),))
+        given = (-1, *self.shape[1:])
+        answered = (-1, self.columns) if self.columns else given
+        return ModelSpec((TensorSpec(INPUT, "FP32", given),), (TensorSpec(OUTPUT, "FP32", answered),))
+
+    @property
+    def answer(self) -> np.ndarray:
+        array = self.array
+        return array.reshape(len(array), -1)[:, : self.columns] if self.columns else array
 
     @property
     def request(self) -> Request:
@@ -59,5 +67,7 @@ SMALL = Payload("small", (1, 3))
 TENSOR = Payload("tensor", (1, 3, 224, 224))
 MLP = Payload("mlp", (1, 2048))
 CONVOLUTION = Payload("convolution", (1, 32, 32, 32))
-PAYLOADS = {payload.name: payload for payload in (SMALL, TENSOR)}
+PICTURES = Payload("pictures", (8, 3, 224, 224))
+SCORED = Payload("scored", (8, 3, 224, 224), columns=1000)
+PAYLOADS = {payload.name: payload for payload in (SMALL, TENSOR, PICTURES, SCORED)}
 """Those that Triton and the no-op models serve."""

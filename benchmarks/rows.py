@@ -13,10 +13,22 @@ from kservekit.benchmarks.contenders import (
     stock_transformer,
     triton_itself,
 )
-from kservekit.benchmarks.contest import BARE, ONE_WORKER, OURS, STOCK, TRITON, UNBATCHED, Contender, Row, Target
+from kservekit.benchmarks.contest import (
+    BARE,
+    BY_GRPC,
+    ONE_WORKER,
+    OURS,
+    STOCK,
+    TRITON,
+    UNBATCHED,
+    Contender,
+    Row,
+    Target,
+)
 from kservekit.benchmarks.liveness import Liveness
 from kservekit.benchmarks.memory import Memory
-from kservekit.benchmarks.payloads import CONVOLUTION, MLP, SMALL, TENSOR, Payload
+from kservekit.benchmarks.payloads import CONVOLUTION, MLP, PICTURES, SCORED, SMALL, TENSOR, Payload
+from kservekit.benchmarks.shared_memory import SharedMemory
 from kservekit.benchmarks.startup import Startup
 from kservekit.benchmarks.throughput import Throughput
 
@@ -67,6 +79,14 @@ def _cache_hit(name: str, title: str, payload: Payload, bound: float) -> Row:
         Contender(TRITON, "identity", triton_itself),
     )
     return Row(f"cache-{name}", title, CacheHit(payload), contenders)
+
+
+def _shared_memory(name: str, title: str, payload: Payload) -> Row:
+    contenders = (
+        Contender(OURS, "identity", triton_itself, note="shared memory", targets=(Target(5, BY_GRPC),)),
+        Contender(BY_GRPC, "identity", triton_itself),
+    )
+    return Row(f"shared-{name}", title, SharedMemory(payload, 4), contenders)
 
 
 def _at_least(bound: float, against: str = STOCK) -> Target:
@@ -174,6 +194,8 @@ ROWS: tuple[Row, ...] = (
         Batching(CONVOLUTION, lambda nets: nets.convolution(), 16),
         _at_least(0.9, UNBATCHED),
     ),
+    _shared_memory("there", "4 callers in this process of Triton, 4.6 MiB each, 1,000 numbers a picture back", SCORED),
+    _shared_memory("there-back", "the same, 4.6 MiB each way", PICTURES),
     _cache_hit("small", "a kept answer beside Triton's no-op by gRPC, 3 floats", SMALL, 0.1),
     _cache_hit("tensor", "the same, 1x3x224x224 FP32", TENSOR, 0.25),
     Row(

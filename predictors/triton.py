@@ -18,6 +18,7 @@ from kservekit.errors import InvalidInput, ModelNotFound, ServingError
 from kservekit.oip import connect
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.resilient import ResilientBackend
+from kservekit.oip.shared_memory import SharedMemoryBackend
 from kservekit.oip.triton_messages import messages
 from kservekit.serving import ModelSpec, Predictor, Tensors, current_request
 
@@ -102,7 +103,7 @@ class TritonPredictor(Predictor):
 
     async def _with_optional_inputs(self, spec: ModelSpec) -> ModelSpec:
         """Metadata does not say which inputs may be left out; the model's configuration does."""
-        stub: Any = cast(GrpcBackend, cast(ResilientBackend, self.backend).wire).stub()
+        stub: Any = cast(GrpcBackend | SharedMemoryBackend, cast(ResilientBackend, self.backend).wire).stub()
         asked = messages.ModelConfigRequest(name=self.triton_model, version=self.settings.version)
         try:
             reply = await stub.ModelConfig(asked, timeout=self.settings.timeout_s)

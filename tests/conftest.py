@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from kservekit.predictors.repository import write_model
 from kservekit.tensors import ModelSpec, TensorSpec
 
 pytest_plugins = ["kservekit.local.fixtures"]
+
+# The processes that tests start and signal hear as from a terminal, also where pytest runs under nohup or behind an &.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DOUBLES = ModelSpec((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
 

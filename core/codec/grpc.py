@@ -77,16 +77,23 @@ def encode_answer(answer: Answer, messages: Any) -> bytes:
 
 def encode_request(request: Request, messages: Any) -> bytes:
     """A ModelInferRequest with raw contents."""
-    said = (messages.ModelInferRequest, "input", request.model, request.version, _described(request.tensors, "input"))
     if request.parameters or request.outputs:
-        message = _message(*said)
-        _set_parameters(message.parameters, request.parameters)
-        for name, parameters in request.outputs.items():
-            _set_parameters(message.outputs.add(name=name).parameters, parameters)
-        head = message.SerializeToString()
-    else:
-        head = _plain_head(*said)
+        head = request_message(request, messages).SerializeToString()
+        return _with_contents(head, "", _RAW_INPUTS, request.tensors, "input")
+    described = _described(request.tensors, "input")
+    head = _plain_head(messages.ModelInferRequest, "input", request.model, request.version, described)
     return _with_contents(head, request.id, _RAW_INPUTS, request.tensors, "input")
+
+
+def request_message(request: Request, messages: Any) -> Any:
+    """A ModelInferRequest without its contents."""
+    described = _described(request.tensors, "input")
+    message = _message(messages.ModelInferRequest, "input", request.model, request.version, described)
+    message.id = request.id
+    _set_parameters(message.parameters, request.parameters)
+    for name, parameters in request.outputs.items():
+        _set_parameters(message.outputs.add(name=name).parameters, parameters)
+    return message
 
 
 def decode_answer(data: bytes, messages: Any) -> Answer:

@@ -58,25 +58,30 @@ def connect(
 ) -> Backend:
     """A client for `host` (`name`, `name:port`) in one of KServe's protocols: grpc-v2, v2 or v1.
 
-    With `settings` its calls are retried and guarded as these say. Nothing is sent before the first call, so the
-    server may come up later. CannotStart for a bad host.
+    With `settings` its calls are retried and guarded as these say, and large tensors go to a server on this machine by
+    shared memory where it has that. Nothing is sent before the first call, so the server may come up later.
+    CannotStart for a bad host.
     """
     from kservekit.oip.resilient import ResilientBackend
 
     if settings is not None:
         names = (*FORWARDED_HEADERS, *settings.forward_headers)
-        wire = _wire(host, protocol, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=names)
-        return ResilientBackend(wire, settings)
-    return _wire(host, protocol, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=FORWARDED_HEADERS)
+        memory = settings.shared_memory_bytes
+        return ResilientBackend(_wire(host, protocol, use_ssl, timeout_s, names, memory), settings)
+    return _wire(host, protocol, use_ssl, timeout_s, FORWARDED_HEADERS)
 
 
-def _wire(host: str, protocol: str, *, use_ssl: bool, timeout_s: float, forward_headers: tuple[str, ...]) -> Backend:
+def _wire(
+    host: str, protocol: str, use_ssl: bool, timeout_s: float, forward_headers: tuple[str, ...], shared_memory: int = 0
+) -> Backend:
     if "://" in host or not host.strip():
         raise CannotStart(f"the backend's host is {host!r}: expected name or name:port, without a scheme")
     if protocol == "grpc-v2":
         from kservekit.oip.grpc import GrpcBackend
+        from kservekit.oip.shared_memory import SharedMemoryBackend, is_local
 
-        return GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=forward_headers)
+        wire = GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s, forward_headers=forward_headers)
+        return SharedMemoryBackend(wire, max_bytes=shared_memory) if shared_memory and is_local(wire.host) else wire
     base_url = f"{'https' if use_ssl else 'http'}://{host}"
     if protocol == "v2":
         from kservekit.oip.http import HttpBackend

@@ -65,18 +65,22 @@ class GrpcBackend:
         return self._stub
 
     async def infer(self, request: Request) -> Answer:
-        message = codec.encode_request(request, messages)
-        metadata = tuple(forwarded(request.headers, self.forward_headers).items())
-        timeout_s = call_timeout(request, self.timeout_s)
-        try:
-            self.stub()
-            reply = await self._model_infer(message, timeout=timeout_s, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error, request) from error
+        reply = await self.call(codec.encode_request(request, messages), request)
         try:
             return codec.decode_answer(reply, messages)
         except errors.InvalidInput as error:
             raise backend_failed(request, f"malformed answer: {error}") from error
+
+    async def call(self, message: bytes, request: Request) -> bytes:
+        """ModelInfer for `request`, as bytes; the error that the backend's stands for."""
+        metadata = tuple(forwarded(request.headers, self.forward_headers).items())
+        timeout_s = call_timeout(request, self.timeout_s)
+        try:
+            self.stub()
+            reply: bytes = await self._model_infer(message, timeout=timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error, request) from error
+        return reply
 
     async def ready(self, model: str, version: str = "") -> bool:
         try:

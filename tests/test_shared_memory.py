@@ -1,0 +1,401 @@
+"""Tensors through system shared memory, with the real Triton at the other end."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_doubles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kservekit import errors
+from kservekit.codec.message import Request
+from kservekit.local.triton import TritonServer, reserved_ports
+from kservekit.oip import connect, regions, shared_memory
+from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.regions import Exhausted, Regions, left_behind
+from kservekit.oip.shared_memory import SharedMemoryBackend
+from kservekit.oip.triton_messages import messages
+from kservekit.predictors.repository import write_model
+from kservekit.tensors import DATATYPES, ModelSpec, TensorSpec
+
+pytestmark = pytest.mark.skipif(not regions.FOLDER.is_dir(), reason=f"there is no {regions.FOLDER}")
+
+# What is given comes back; an input `head` says how many elements of FP32 do.
+ECHO_IN_TRITON = """
+import time
+import triton_python_backend_utils as triton
+import numpy as np
+
+runs = 0
+
+class TritonPythonModel:
+    def execute(self, requests):
+        global runs
+        answers = []
+        for request in requests:
+            runs += 1
+            given = {tensor.name(): tensor for tensor in request.inputs()}
+            values = {}
+            for name, tensor in given.items():
+                if name == "BF16":
+                    values["out_BF16"] = triton.Tensor.from_dlpack("out_BF16", tensor.to_dlpack())
+                elif name not in ("head", "seconds"):
+                    value = tensor.as_numpy()
+                    if "head" in given:
+                        value = value[: int(given["head"].as_numpy()[0])]
+                    values[f"out_{name}"] = triton.Tensor(f"out_{name}", value)
+            if "seconds" in given:
+                time.sleep(float(given["seconds"].as_numpy()[0]))
+            if "FP64" in given and (given["FP64"].as_numpy() < 0).any():
+                answers.append(triton.InferenceResponse([], triton.TritonError("negative")))
+                continue
+            values["runs"] = triton.Tensor("runs", np.array([runs], np.int64))
+            answers.append(triton.InferenceResponse(list(values.values())))
+        return answers
+"""
+
+ECHO = ModelSpec(
+    (
+        *(TensorSpec(name, name, (-1,), optional=True) for name in DATATYPES),
+        TensorSpec("head", "INT32", (1,), optional=True),
+        TensorSpec("seconds", "FP32", (1,), optional=True),
+    ),
+    (*(TensorSpec(f"out_{name}", name, (-1,)) for name in DATATYPES), TensorSpec("runs", "INT64", (1,))),
+)
+
+
+@pytest.fixture(scope="module")
+def echoes(local_triton, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "model.py").write_text(ECHO_IN_TRITON)
+    write_model(folder / "repository", "echo", ECHO, {"model.py": folder / "model.py"})
+    return local_triton(folder / "repository")
+
+
+def through(triton, ask, **options):
+    """What `ask(backend)` gives; nothing of the backend's is left behind after it."""
+
+    async def main():
+        backend = SharedMemoryBackend(GrpcBackend(triton.grpc_url), **options)
+        try:
+            return await ask(backend)
+        finally:
+            owner = backend.regions._owner
+            names = {item for item in await registered(backend) if item.startswith(owner)}
+            await backend.close()
+            assert list(regions.FOLDER.glob(f"{owner}*")) == []
+            assert not names & set(await registered(backend))
+            await backend.wire.close()
+
+    return asyncio.run(main())
+
+
+async def registered(backend):
+    reply = await backend.stub().SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), timeout=5)
+    return list(reply.regions)
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110  nothing tells of it
+        await asyncio.sleep(0.01)
+
+
+def echo(tensors, **more):
+    return Request(tensors, model="echo", **more)
+
+
+def numbers(count=32 * 1024, dtype=np.float32):
+    return np.random.default_rng(7).integers(0, 2 if dtype == np.bool_ else 100, count).astype(dtype)
+
+
+@pytest.mark.parametrize("datatype", sorted(set(DATATYPES) - {"BYTES"}))
+def test_every_datatype_comes_back_bit_for_bit_by_both_ways(echoes, datatype):
+    given = numbers(128 * 1024, DATATYPES[datatype])
+
+    async def ask(backend):
+        learns = await backend.infer(echo({datatype: given}, id="first"))
+        knows = await backend.infer(echo({datatype: given[::-1]}, id="second"))
+        assert (learns.id, knows.id, knows.model, knows.version) == ("first", "second", "echo", "1")
+        return learns, knows, backend.regions.bytes, await registered(backend)
+
+    learns, knows, taken, names = through(echoes, ask)
+    for answer, expected in ((learns, given), (knows, given[::-1])):
+        found = answer.tensors[f"out_{datatype}"]
+        assert found.dtype == expected.dtype
+        assert found.tobytes() == expected.tobytes()
+    assert taken >= given.nbytes
+    assert any(name.startswith(regions.PREFIX) for name in names)
+
+
+def test_bytes_travel_beside_a_large_tensor(echoes):
+    words = np.array([b"", b"\xff\0", b"abc"], object)
+
+    async def ask(backend):
+        await backend.infer(echo({"BYTES": words, "FP32": numbers()}))
+        return await backend.infer(echo({"BYTES": words, "FP32": numbers()}))
+
+    answer = through(echoes, ask)
+    assert answer.tensors["out_BYTES"].tolist() == words.tolist()
+    assert (answer.tensors["out_FP32"] == numbers()).all()
+
+
+def test_small_tensors_and_empty_ones_go_by_grpc(echoes):
+    async def ask(backend):
+        small = await backend.infer(echo({"FP32": numbers(5)}))
+        empty = await backend.infer(echo({"FP32": numbers(), "INT8": numbers(0, np.int8)}))
+        assert backend.regions.bytes == 0
+        return small.tensors["out_FP32"].shape, empty.tensors["out_INT8"].shape
+
+    assert through(echoes, ask) == ((5,), (0,))
+
+
+def test_requested_outputs_are_the_ones_that_come(echoes):
+    async def ask(backend):
+        asked = echo({"FP32": numbers(), "FP64": numbers(dtype=np.float64)}, outputs={"out_FP64": {}})
+        return [list((await backend.infer(asked)).tensors) for _ in range(2)]
+
+    assert through(echoes, ask) == [["out_FP64"]] * 2
+
+
+def test_many_at_once_get_each_their_own(echoes):
+    async def ask(backend):
+        given = [np.full(32 * 1024, at, np.float32) for at in range(24)]
+        for _ in range(2):
+            answers = await asyncio.gather(*(backend.infer(echo({"FP32": values})) for values in given))
+            assert [set(answer.tensors["out_FP32"]) for answer in answers] == [{at} for at in range(24)]
+
+    through(echoes, ask)
+
+
+def test_what_does_not_fit_in_the_bound_goes_by_grpc(echoes):
+    async def ask(backend):
+        given = [np.full(32 * 1024, at, np.float32) for at in range(6)]
+        answers = await asyncio.gather(*(backend.infer(echo({"FP32": values})) for values in given))
+        assert [set(answer.tensors["out_FP32"]) for answer in answers] == [{at} for at in range(6)]
+        assert backend.regions.bytes == 2**18
+
+    through(echoes, ask, max_bytes=2**18 + 1)
+
+
+def test_a_machine_without_memory_left_answers_by_grpc(echoes, monkeypatch, caplog):
+    def full(*_):  # stands in for a /dev/shm that is full
+        raise OSError(28, "No space left on device")
+
+    async def ask(backend):
+        return await backend.infer(echo({"FP32": numbers()}))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert (through(echoes, ask).tensors["out_FP32"] == numbers()).all()
+    assert "No space left on device" in caplog.text
+
+
+def test_outputs_whose_size_the_inputs_do_not_tell_are_asked_for_once_more_and_then_go_by_grpc(echoes):
+    async def ask(backend):
+        runs = []
+        for head in (20_000, 30_000, 31_000):
+            answer = await backend.infer(echo({"FP32": numbers(), "head": np.array([head], np.int32)}))
+            assert answer.tensors["out_FP32"].shape == (head,)
+            runs.append(answer.tensors["runs"][0])
+        return list(np.diff(runs))
+
+    assert through(echoes, ask) == [2, 1]
+
+
+def test_a_model_with_a_state_never_runs_twice(echoes):
+    async def ask(backend):
+        runs = []
+        for head in (20_000, 30_000, 31_000):
+            tensors = {"FP32": numbers(), "head": np.array([head], np.int32)}
+            answer = await backend.infer(echo(tensors, parameters={"sequence_id": 5, "sequence_start": True}))
+            runs.append(answer.tensors["runs"][0])
+        return list(np.diff(runs))
+
+    assert through(echoes, ask) == [1, 1]
+
+
+def test_after_the_models_error_the_region_serves_the_next(echoes):
+    async def ask(backend):
+        values = numbers(dtype=np.float64)
+        for _ in range(3):
+            with pytest.raises(errors.ModelError):
+                await backend.infer(echo({"FP64": -1 - values}))
+        assert backend.regions.bytes == 2**18
+        assert (await backend.infer(echo({"FP64": values}))).tensors["out_FP64"].tobytes() == values.tobytes()
+        assert backend.regions.bytes == 2**18
+
+    through(echoes, ask)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_a_region_is_nobody_elses_while_triton_may_be_at_it(echoes, end):
+    async def ask(backend):
+        slow = echo({"FP32": numbers(), "seconds": np.array([0.5], np.float32)})
+        if end == "late":
+            slow.deadline = time.monotonic() + 0.2
+            with pytest.raises(errors.DeadlineExceeded):
+                await backend.infer(slow)
+        else:
+            task = asyncio.create_task(backend.infer(slow))
+            await until(lambda: backend.regions.bytes)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert [region.size for _, region in backend.regions._quarantined] == [backend.regions.bytes]
+        other = np.full(32 * 1024, 3, np.float32)
+        assert (await backend.infer(echo({"FP32": other}))).tensors["out_FP32"].tobytes() == other.tobytes()
+
+    through(echoes, ask)
+
+
+def test_after_tritons_restart_regions_are_registered_again(local_triton, tmp_path):
+    write_doubles(tmp_path / "repository", tmp_path)
+    with reserved_ports({"grpc_port": None}) as ports:
+        pass
+    request = Request({"x": np.ones((8, 3), np.float32)}, model="doubles")
+
+    async def main():
+        backend = SharedMemoryBackend(GrpcBackend(f"127.0.0.1:{ports['grpc_port']}"))
+        try:
+            for life in range(3):
+                with TritonServer(tmp_path / "repository", grpc_port=ports["grpc_port"]) as triton:
+                    while not await backend.ready("doubles"):  # noqa: ASYNC110  gRPC connects again in its own time
+                        await asyncio.sleep(0.05)
+                    for _ in range(3):
+                        assert (await backend.infer(request)).tensors["y"].max() == 2
+                    assert len(await registered(backend)) == 1
+                    if life == 1:  # the last life's end is met by a request in flight
+                        slow = asyncio.create_task(
+                            backend.infer(Request({"x": np.full((8, 3), 99, np.float32)}, model="doubles"))
+                        )
+                        await until(lambda: not backend.regions._idle)
+                        triton._process.kill()
+                        with pytest.raises(errors.Unavailable):
+                            await slow
+                    taken = backend.regions.bytes
+                with pytest.raises(errors.Unavailable):
+                    await backend.infer(request)
+            return taken
+        finally:
+            await backend.close()
+
+    original, shared_memory.LEAST_BYTES = shared_memory.LEAST_BYTES, 1
+    try:
+        assert asyncio.run(main()) == 2**16
+    finally:
+        shared_memory.LEAST_BYTES = original
+
+
+def test_a_server_without_the_extension_gets_all_by_grpc(predictor):
+    async def main():
+        backend = SharedMemoryBackend(GrpcBackend(predictor.grpc_url))
+        rows = np.ones((8, 3), np.float32).repeat(3000, axis=0)
+        with pytest.raises(errors.ServingError):  # more rows than Triton's model takes; not a word of shared memory
+            await backend.infer(Request({"x": rows}, model="doubles"))
+        assert backend.regions.bytes == 0
+        await backend.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "bytes_", "expected"),
+    [
+        ("localhost:8001", 1024, SharedMemoryBackend),
+        ("127.0.0.1:8001", 1024, SharedMemoryBackend),
+        ("[::1]:8001", 1024, SharedMemoryBackend),
+        ("localhost:8001", 0, GrpcBackend),
+        ("triton.models:8001", 1024, GrpcBackend),
+        ("localhost.example:8001", 1024, GrpcBackend),
+    ],
+)
+def test_shared_memory_is_for_a_server_on_this_machine(host, bytes_, expected):
+    from kservekit.config import BackendSettings
+
+    assert type(connect(host, settings=BackendSettings(shared_memory_bytes=bytes_)).wire) is expected
+
+
+LEAVES_ONE = """
+import os, signal, sys
+from kservekit.oip.regions import Regions
+pool = Regions(2**20, dropped=None)
+region = pool.take(1)
+print(region.name, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_somebody_has_is_not(echoes):
+    left = subprocess.run([sys.executable, "-c", LEAVES_ONE], capture_output=True, text=True).stdout.strip()
+    foreign = regions.FOLDER / f"not-{regions.PREFIX}{os.getpid()}"
+    foreign.touch()
+    pool = Regions(2**20, dropped=lambda region: None)
+    kept = pool.take(1)
+    try:
+        for path in (regions.FOLDER / left, regions.FOLDER / kept.name, foreign):
+            os.utime(path, (1, 1))
+
+        async def ask(backend):
+            request = messages.SystemSharedMemoryRegisterRequest(name=left, key=f"/{left}", offset=0, byte_size=65536)
+            await backend.stub().SystemSharedMemoryRegister(request)
+            await backend.infer(echo({"FP32": numbers()}))
+            return await registered(backend)
+
+        assert left not in through(echoes, ask)
+        assert not (regions.FOLDER / left).exists()
+        assert (regions.FOLDER / kept.name).exists()
+        assert foreign.exists()
+    finally:
+        foreign.unlink()
+        pool.drop_all()
+    assert kept.name not in left_behind()
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(["take", "back", "lost", "wait"]), st.integers(1, 2**18)), max_size=40))
+def test_no_two_have_one_region_and_the_bound_holds(steps):
+    now = 0.0
+    dropped = []
+    pool = Regions(2**19, dropped=dropped.append, clock=lambda: now)
+    taken, ever = [], set()
+    try:
+        for what, size in steps:
+            if what == "take":
+                try:
+                    region = pool.take(size)
+                except Exhausted:
+                    continue
+                assert region.size >= size
+                assert region not in taken
+                assert region not in dropped
+                assert not region.map.closed
+                taken.append(region)
+                ever.add(region)
+            elif what == "wait":
+                now += regions.QUARANTINE_S
+            elif taken:
+                (pool.give_back if what == "back" else pool.quarantine)(taken.pop(size % len(taken)))
+            assert pool.bytes <= pool.max_bytes
+            assert pool.bytes == sum(region.size for region in ever if region not in dropped)
+    finally:
+        for region in taken:
+            pool.give_back(region)
+        pool.drop_all()
+    assert set(dropped) == ever
+    assert pool.bytes == 0
+
+
+def test_a_folder_of_the_pods_group_gives_regions_that_the_group_can_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(regions, "FOLDER", Path(tmp_path))
+    modes = []
+    for bits in (0o2770, 0o770):
+        tmp_path.chmod(bits)
+        pool = Regions(2**20, dropped=lambda region: None)
+        modes.append((tmp_path / pool.take(1).name).stat().st_mode & 0o777)
+        pool.drop_all()
+    assert modes == [0o660, 0o600]
