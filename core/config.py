@@ -114,9 +114,11 @@ class TritonSettings:
     prefix: ClassVar[str] = "KSERVEKIT_TRITON_"
 
     url: str = "localhost:8001"
-    """Where Triton's gRPC port listens."""
+    """Where Triton listens: its gRPC port, or `http://name:8000`. `grpcs://` and `https://` for TLS."""
     model: str = ""
     """Triton's name for the model, where it is not the served one."""
+    models: tuple[str, ...] = ()
+    """Several of Triton's models, for `kservekit.predictors.triton:models`: each by its name, or as `served=name`."""
     version: str = ""
     """The version in Triton's repository; empty: Triton's version policy decides."""
     timeout_s: float = 60.0
@@ -269,7 +271,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 _PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {

@@ -19,8 +19,8 @@ from kservekit.errors import CannotStart, KServeKitError
 
 
 def load_target(target: str) -> Any:
-    """What `module:Name` or `path.py:Name` names: a model, or something that makes one, and checks it, when it is
-    called with the model's name. CannotStart where there is none."""
+    """What `module:Name` or `path.py:Name` names: a model, or something that makes one or several, and checks them,
+    when it is called with the model's name. CannotStart where there is none."""
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
         raise CannotStart(f"{target!r} is not a target: expected module:Class or path.py:Class")
@@ -115,10 +115,12 @@ def _checked(found: Any, target: str, module: str) -> Any:
         if inspect.iscoroutine(model):
             model.close()
             raise CannotStart(f"{target} is an async def: expected a plain def; a model's load() may be async")
-        if not isinstance(model, model_class):
-            kind = "None" if model is None else f"a {type(model).__name__}"
-            raise CannotStart(f"{target} returned {kind}: expected a kserve.Model")
-        return _initialized(model, target)
+        for one in model if isinstance(model, list) and model else [model]:
+            if not isinstance(one, model_class):
+                kind = "None" if one is None else f"a {type(one).__name__}"
+                raise CannotStart(f"{target} returned {kind}: expected a kserve.Model, or a list of them")
+            _initialized(one, target)
+        return model
 
     return make
 

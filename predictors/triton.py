@@ -1,4 +1,4 @@
-"""A KServe predictor in front of Triton: one of Triton's models under KServe's protocols."""
+"""A KServe predictor in front of Triton: its models under KServe's protocols."""
 
 from __future__ import annotations
 
@@ -9,28 +9,61 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-import grpc.aio
-
 from kservekit import config
 from kservekit.codec.message import Request
 from kservekit.config import BackendSettings, TritonSettings
-from kservekit.errors import InvalidInput, ModelNotFound, ServingError
-from kservekit.oip import connect
-from kservekit.oip.grpc import GrpcBackend
+from kservekit.errors import CannotStart, InvalidInput, ModelNotFound, ServingError
+from kservekit.oip import Backend, connect
 from kservekit.oip.resilient import ResilientBackend
-from kservekit.oip.shared_memory import SharedMemoryBackend
-from kservekit.oip.triton_messages import messages
+from kservekit.oip.triton_config import TritonBackend, model_config
+from kservekit.resilience import time_left
 from kservekit.serving import ModelSpec, Predictor, Tensors, current_request
 
 SPEC_AGE_S = 10.0
 """How long Triton's metadata is believed without asking again. A request is never refused on its account alone."""
 
+_SCHEMES = {"grpc": ("grpc-v2", False), "grpcs": ("grpc-v2", True), "http": ("v2", False), "https": ("v2", True)}
+
+
+def models(name: str) -> list[TritonPredictor]:
+    """The models that KSERVEKIT_TRITON_MODELS names, each under its own name, on one connection."""
+    settings = config.read(TritonSettings)
+    if not settings.models:
+        raise CannotStart(
+            "KSERVEKIT_TRITON_MODELS is not set: expected Triton's models, such as `resnet,fraud=fraud_xgb`; for "
+            "a single one serve kservekit.predictors.triton:TritonPredictor"
+        )
+    backend, found = _connected(settings), []
+    for item in settings.models:
+        served, equals, triton_model = item.partition("=")
+        if not served or (equals and not triton_model):
+            raise CannotStart(f"KSERVEKIT_TRITON_MODELS has {item!r}: expected a model's name, or served=name")
+        of_this_one = dataclasses.replace(settings, model=triton_model or served)
+        found.append(TritonPredictor(served, settings=of_this_one, backend=backend))
+    return found
+
+
+def _connected(settings: TritonSettings) -> Backend:
+    scheme, separator, host = settings.url.rpartition("://")
+    if separator and scheme not in _SCHEMES:
+        raise CannotStart(
+            f"KSERVEKIT_TRITON_URL is {settings.url!r}: expected name:port, or one of "
+            f"{', '.join(f'{known}://' for known in _SCHEMES)} before it"
+        )
+    protocol, use_ssl = _SCHEMES[scheme or "grpc"]
+    backend_settings = config.read(BackendSettings)
+    return connect(host, protocol, use_ssl=use_ssl, timeout_s=settings.timeout_s, settings=backend_settings)
+
 
 class TritonPredictor(Predictor):
-    """Ready only while Triton's model is. What the model takes and gives is Triton's own metadata.
+    """Ready only while Triton's model is. What the model takes and gives is Triton's own metadata and configuration.
 
     Settings: KSERVEKIT_TRITON_URL, _MODEL, _VERSION, _TIMEOUT_S. Triton may come up later than this process, and may
     load other versions of the model while both run.
+
+    A request's parameters travel on: `sequence_id`, `sequence_start`, `sequence_end`, `priority`, and the model's own.
+    Where the model's queue policy takes a request's time-out (allow_timeout_override), it is what is left of the
+    deadline: Triton drops what nobody waits for.
     """
 
     def __init__(
@@ -38,16 +71,17 @@ class TritonPredictor(Predictor):
         name: str = "model",
         *,
         settings: TritonSettings | None = None,
+        backend: Backend | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name)
         self.settings = settings or config.read(TritonSettings)
         self.triton_model = self.settings.model or name
-        self.backend = connect(
-            self.settings.url, "grpc-v2", timeout_s=self.settings.timeout_s, settings=config.read(BackendSettings)
-        )
+        self.backend = backend or _connected(self.settings)
         self._clock = clock
         self._spec: ModelSpec | None = None
+        self._max_batch_size = 0
+        self._takes_timeout = False
         self._asked_at = -math.inf
         self._asking = asyncio.Lock()
 
@@ -64,18 +98,40 @@ class TritonPredictor(Predictor):
         """Before a request is refused Triton is asked again: it may have loaded what the request is for."""
         began = self._clock()
         try:
-            return await super()._check_request(request)
+            return await self._fitting(request)
         except (InvalidInput, ModelNotFound):
             if self._asked_at >= began:
                 raise
         await self._spec_since(began)
-        return await super()._check_request(request)
+        return await self._fitting(request)
+
+    async def _fitting(self, request: Request) -> str:
+        version = await super()._check_request(request)
+        spec = await self.spec()
+        if spec.outputs and (unknown := [name for name in request.outputs if spec.output(name) is None]):
+            names = ", ".join(repr(item.name) for item in spec.outputs)
+            raise InvalidInput(f"unknown output {', '.join(map(repr, unknown))}: this model gives {names}")
+        if most := self._max_batch_size:
+            rows = {array.shape[0] for array in request.tensors.values() if array.ndim}
+            if len(rows) > 1:
+                counts = ", ".join(f"{name!r} {list(array.shape)}" for name, array in request.tensors.items())
+                raise InvalidInput(f"inputs of one batch share their first dimension; these do not: {counts}")
+            if rows and max(rows) > most:
+                raise InvalidInput(f"a batch of {max(rows)} rows: model {self.name!r} takes at most {most}")
+        return version
 
     async def infer(self, tensors: Tensors) -> Tensors:
         request = current_request()
         version = request.version or self.settings.version
-        # Binary or not, all or some: that is between us and our caller; Triton gives everything.
-        asked = dataclasses.replace(request, tensors=tensors, model=self.triton_model, version=version, outputs={})
+        asked = dataclasses.replace(
+            request,
+            tensors=tensors,
+            model=self.triton_model,
+            version=version,
+            # Binary or not is between us and our caller.
+            outputs={key: {} for key in request.outputs},
+            parameters=self._with_timeout(request),
+        )
         try:
             answer = await self.backend.infer(asked)
         except ServingError as error:
@@ -90,6 +146,14 @@ class TritonPredictor(Predictor):
     async def close(self) -> None:
         await self.backend.close()
 
+    def _with_timeout(self, request: Request) -> dict[str, Any]:
+        """In microseconds, as Triton has it; a caller may say less."""
+        if not self._takes_timeout or request.deadline == math.inf:
+            return request.parameters
+        left = max(1, int(time_left(request.deadline) * 1e6))
+        asked = request.parameters.get("timeout")
+        return {**request.parameters, "timeout": min(asked, left) if isinstance(asked, int) and asked > 0 else left}
+
     async def _spec_since(self, moment: float) -> ModelSpec:
         """What Triton said of the model after that moment. Whoever needs it meanwhile waits for one question."""
         if self._spec is None or self._asked_at < moment:
@@ -97,20 +161,21 @@ class TritonPredictor(Predictor):
                 if self._spec is None or self._asked_at < moment:
                     now = self._clock()
                     spec = await self.backend.spec(self.triton_model, self.settings.version)
-                    self._spec = await self._with_optional_inputs(spec)
+                    self._spec = await self._configured(spec)
                     self._asked_at = now
         return self._spec
 
-    async def _with_optional_inputs(self, spec: ModelSpec) -> ModelSpec:
-        """Metadata does not say which inputs may be left out; the model's configuration does."""
-        stub: Any = cast(GrpcBackend | SharedMemoryBackend, cast(ResilientBackend, self.backend).wire).stub()
-        asked = messages.ModelConfigRequest(name=self.triton_model, version=self.settings.version)
-        try:
-            reply = await stub.ModelConfig(asked, timeout=self.settings.timeout_s)
-        except grpc.aio.AioRpcError:
-            # Triton can be told to keep it to itself; then it is left to Triton to say what is missing.
+    async def _configured(self, spec: ModelSpec) -> ModelSpec:
+        backend = cast(TritonBackend, cast(ResilientBackend, self.backend).wire)
+        found = await model_config(backend, self.triton_model, self.settings.version)
+        if found is None:  # then it is left to Triton to say what is missing, or too much
             optional = {item.name for item in spec.inputs}
+            self._max_batch_size, self._takes_timeout = 0, False
         else:
-            optional = {item.name for item in reply.config.input if item.optional}
+            optional = {item.name for item in found.input if item.optional}
+            self._max_batch_size = found.max_batch_size
+            batching = found.dynamic_batching
+            policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+            self._takes_timeout = any(policy.allow_timeout_override for policy in policies)
         inputs = tuple(dataclasses.replace(item, optional=item.name in optional) for item in spec.inputs)
         return dataclasses.replace(spec, inputs=inputs)

@@ -91,7 +91,7 @@ def test_what_triton_says_of_its_failure_stays_in_the_log(request, through, wire
         (
             {"x": np.zeros((9, 3), np.float32)},
             errors.InvalidInput,
-            "inference request batch-size must be <= 8 for 'doubles'",
+            "a batch of 9 rows: model 'doubles' takes at most 8",
         ),
     ],
 )

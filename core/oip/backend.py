@@ -65,7 +65,7 @@ def connect(
     from kservekit.oip.resilient import ResilientBackend
 
     if settings is not None:
-        names = (*FORWARDED_HEADERS, *settings.forward_headers)
+        names = (*FORWARDED_HEADERS, *map(str.lower, settings.forward_headers))
         memory = settings.shared_memory_bytes
         return ResilientBackend(_wire(host, protocol, use_ssl, timeout_s, names, memory), settings)
     return _wire(host, protocol, use_ssl, timeout_s, FORWARDED_HEADERS)

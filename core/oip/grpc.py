@@ -24,6 +24,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     # A predictor is a neighbour; a proxy for the world outside does not know it.
     ("grpc.enable_http_proxy", 0),
+    # Where the name has several addresses, as a headless Service has: all of them, less those that cannot be reached.
+    ("grpc.lb_policy_name", "round_robin"),
     # A backend that is restarted is found again within a second, not after gRPC's two minutes.
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),

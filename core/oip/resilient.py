@@ -59,7 +59,9 @@ class ResilientBackend:
                 wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt) * (0.5 + 0.5 * self._jitter())
                 asked_to_stay_away = (error.retry_after or 0) > LONGEST_WAIT_S
                 late = self._clock() + wait >= request.deadline
-                if attempt >= self.retries or asked_to_stay_away or late or not self.budget.may_retry():
+                # What a sequence has got twice it would count twice.
+                over = attempt >= self.retries or "sequence_id" in request.parameters
+                if over or asked_to_stay_away or late or not self.budget.may_retry():
                     raise
                 attempt += 1
                 await self._sleep(wait)

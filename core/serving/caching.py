@@ -34,6 +34,6 @@ def response_cache(revision: str) -> ResponseCache | None:
         store,
         ttl_s=settings.ttl_s,
         revision=revision,
-        vary=settings.vary,
+        vary=tuple(map(str.lower, settings.vary)),
         on_event=lambda event, model: _ANSWERS.labels(model, event).inc(),
     )

@@ -32,8 +32,8 @@ from kservekit.serving.rest import RestApp
 
 log = logging.getLogger(__name__)
 
-Target: TypeAlias = kserve.Model | Callable[[str], kserve.Model]
-"""A model, its class, or anything that makes one when it is called with the model's name."""
+Target: TypeAlias = kserve.Model | Callable[[str], kserve.Model | list[kserve.Model]]
+"""A model, its class, or anything that makes one or several when it is called with the model's name."""
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a handler in pure Python may hold the GIL while the event loop waits: a tenth of Python's own default,
@@ -244,7 +244,11 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
         if flags.workers > 1 and server.worker is None and not made:
             ports = [server.http_port] + ([server.grpc_port] if server.enable_grpc else [])
             sys.exit(workers.supervise(flags.workers, server.settings.host, ports))
-        server.start([target if isinstance(target, kserve.Model) else target(flags.model_name) for target in targets])
+        models: list[kserve.Model] = []
+        for target in targets:
+            found = target if isinstance(target, kserve.Model) else target(flags.model_name)
+            models += found if isinstance(found, list) else [found]
+        server.start(models)
     except KServeKitError as error:
         sys.exit(f"kservekit: {error}")
 
