@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, cast
 
 from kservekit import config
-from kservekit.codec.message import Request
+from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings, TritonSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelNotFound, ServingError
 from kservekit.oip import Backend, connect
@@ -18,6 +19,7 @@ from kservekit.oip.resilient import ResilientBackend
 from kservekit.oip.triton_config import TritonBackend, model_config
 from kservekit.resilience import time_left
 from kservekit.serving import ModelSpec, Predictor, Tensors, current_request
+from kservekit.serving.model import only_as_stream
 
 SPEC_AGE_S = 10.0
 """How long Triton's metadata is believed without asking again. A request is never refused on its account alone."""
@@ -81,7 +83,7 @@ class TritonPredictor(Predictor):
         self._clock = clock
         self._spec: ModelSpec | None = None
         self._max_batch_size = 0
-        self._takes_timeout = False
+        self._takes_timeout = self._decoupled = False
         self._asked_at = -math.inf
         self._asking = asyncio.Lock()
 
@@ -121,27 +123,42 @@ class TritonPredictor(Predictor):
         return version
 
     async def infer(self, tensors: Tensors) -> Tensors:
+        if self._decoupled:
+            raise only_as_stream(self.name)
         request = current_request()
-        version = request.version or self.settings.version
-        asked = dataclasses.replace(
+        try:
+            answer = await self.backend.infer(self._asked(request, tensors))
+        except ServingError as error:
+            raise _without_id(error, request) from error
+        self._learn(answer, request)
+        return answer.tensors
+
+    async def stream(self, tensors: Tensors) -> AsyncGenerator[Tensors]:
+        """Triton's ModelStreamInfer, for decoupled models and for all others."""
+        request = current_request()
+        try:
+            async with aclosing(self.backend.stream(self._asked(request, tensors))) as answers:
+                async for answer in answers:
+                    self._learn(answer, request)
+                    yield answer.tensors
+        except ServingError as error:
+            raise _without_id(error, request) from error
+
+    def _asked(self, request: Request, tensors: Tensors) -> Request:
+        return dataclasses.replace(
             request,
             tensors=tensors,
             model=self.triton_model,
-            version=version,
+            version=request.version or self.settings.version,
             # Binary or not is between us and our caller.
             outputs={key: {} for key in request.outputs},
             parameters=self._with_timeout(request),
         )
-        try:
-            answer = await self.backend.infer(asked)
-        except ServingError as error:
-            # The id is ours as often as the caller's, and the answer has it anyway.
-            message = error.message.replace(f"[request id: {request.id or '<id_unknown>'}] ", "")
-            raise type(error)(message, retry_after=error.retry_after) from error
+
+    def _learn(self, answer: Answer, request: Request) -> None:
         request.version = answer.version
         if self._spec is not None and answer.version not in self._spec.versions:
             self._spec = None  # Triton has loaded another one since
-        return answer.tensors
 
     async def close(self) -> None:
         await self.backend.close()
@@ -170,12 +187,19 @@ class TritonPredictor(Predictor):
         found = await model_config(backend, self.triton_model, self.settings.version)
         if found is None:  # then it is left to Triton to say what is missing, or too much
             optional = {item.name for item in spec.inputs}
-            self._max_batch_size, self._takes_timeout = 0, False
+            self._max_batch_size, self._takes_timeout, self._decoupled = 0, False, False
         else:
             optional = {item.name for item in found.input if item.optional}
             self._max_batch_size = found.max_batch_size
+            self._decoupled = found.model_transaction_policy.decoupled
             batching = found.dynamic_batching
             policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
             self._takes_timeout = any(policy.allow_timeout_override for policy in policies)
         inputs = tuple(dataclasses.replace(item, optional=item.name in optional) for item in spec.inputs)
         return dataclasses.replace(spec, inputs=inputs)
+
+
+def _without_id(error: ServingError, request: Request) -> ServingError:
+    """The id is ours as often as the caller's, and the answer has it anyway."""
+    message = error.message.replace(f"[request id: {request.id or '<id_unknown>'}] ", "")
+    return type(error)(message, retry_after=error.retry_after)

@@ -179,3 +179,48 @@ class Asker(Predictor):
 class Echo(Predictor):
     def infer(self, tensors):
         return tensors
+
+
+class Counter(Predictor):
+    """As many answers as its input says; a negative number is a fault, and 13 fails on the way."""
+
+    inputs = (TensorSpec("n", "INT32", (1,)),)
+
+    async def stream(self, tensors):
+        (n,) = tensors["n"].tolist()
+        if n < 0:
+            raise InvalidInput("n is below 0: expected how many answers")
+        try:
+            for i in range(n):
+                if n == 13 and i == 2:
+                    raise Unavailable("tired after two", retry_after=4)
+                await asyncio.sleep(0.001 if n < 10_000 else 0.01)
+                yield {"i": np.array([i]), "asked": np.array([current_request().id.encode()], object)}
+        finally:
+            if n == 100_000:
+                _note_the_end(os.environ["KSERVEKIT_TEST_FILE"])
+
+
+def _note_the_end(path):
+    with open(path, "a") as file:
+        file.write("ended\n")
+
+
+class PlainCounter(Predictor):
+    """The same in a plain def, which must not block the loop."""
+
+    def stream(self, tensors):
+        for i in range(int(tensors["n"][0])):
+            time.sleep(0.05)
+            yield {"i": np.array([i])}
+
+
+class Broken(Predictor):
+    def stream(self, tensors):
+        yield {"i": np.array([0])}
+        raise RuntimeError("a secret in /home/me/model.py")
+
+
+class TenfoldAnswers(Transformer):
+    def from_tensors(self, tensors):
+        return {"i": 10 * tensors["i"]}

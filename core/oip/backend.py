@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from kservekit.codec.message import Answer, Request
@@ -35,6 +35,10 @@ FORWARDED_HEADERS = (
 class Backend(Protocol):
     async def infer(self, request: Request) -> Answer:
         """The answer of `request.model`; a ServingError for anything else."""
+        ...
+
+    def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """Its answers, each when it is there; a ServingError for anything else."""
         ...
 
     async def ready(self, model: str, version: str = "") -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc.aio
 
 from kservekit import errors
 from kservekit.codec import grpc as codec
+from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
 from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
 from kservekit.oip.triton_messages import messages, stubs
@@ -50,6 +52,7 @@ class GrpcBackend:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._model_infer: Any = None
+        self._model_stream_infer: Any = None
 
     def stub(self) -> Any:
         """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend."""
@@ -64,6 +67,7 @@ class GrpcBackend:
             self._stub = stubs.GRPCInferenceServiceStub(self._channel)
             # Bytes in and bytes out: the codec's work, and not protobuf's.
             self._model_infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            self._model_stream_infer = self._channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         return self._stub
 
     async def infer(self, request: Request) -> Answer:
@@ -83,6 +87,28 @@ class GrpcBackend:
         except grpc.aio.AioRpcError as error:
             raise self._translate(error, request) from error
         return reply
+
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """ModelStreamInfer with one request."""
+        metadata = (*forwarded(request.headers, self.forward_headers).items(), (grpc_stream.STATUS, "true"))
+        timeout_s = call_timeout(request, self.timeout_s)
+        self.stub()
+        message = codec.encode_request(request, messages)
+        call = self._model_stream_infer(iter([message]), timeout=timeout_s, metadata=metadata)
+        try:
+            async for data in call:
+                answer, error = grpc_stream.decode(data, messages)
+                if error:
+                    raise _said_in_stream(error, request)
+                if answer.parameters.pop(grpc_stream.IS_LAST, False) and not answer.tensors:
+                    continue
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error, request) from error
+        except errors.InvalidInput as error:
+            raise backend_failed(request, f"malformed answer: {error}") from error
+        finally:
+            call.cancel()
 
     async def ready(self, model: str, version: str = "") -> bool:
         try:
@@ -105,7 +131,7 @@ class GrpcBackend:
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close()
-            self._channel = self._stub = self._model_infer = None
+            self._channel = self._stub = self._model_infer = self._model_stream_infer = None
 
     def _translate(self, error: grpc.aio.AioRpcError, request: Request) -> errors.ServingError:
         trailing = {key: value for key, value in (error.trailing_metadata() or ()) if isinstance(value, str)}
@@ -125,3 +151,11 @@ class GrpcBackend:
         if isinstance(found, errors.ModelError):
             return backend_failed(request, f"{error.code().name}: {details}")
         return found
+
+
+def _said_in_stream(text: str, request: Request) -> errors.ServingError:
+    """Triton's streams have a text and no status. Requests are checked before, so it is the model's fault, or gone."""
+    if "unknown model" in text:
+        gone = errors.ModelNotFound if "is not found" in text else errors.Unavailable
+        return gone(f"the backend has no model {request.model!r} now")
+    return backend_failed(request, text)

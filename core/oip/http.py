@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 
 from kservekit import errors
-from kservekit.codec import rest_v2
+from kservekit.codec import events, rest_v2
 from kservekit.codec.json_values import loads
 from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
 from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
@@ -81,6 +82,26 @@ class HttpBackend:
             return False
         return True
 
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """By server-sent events, as our own servers have them; NotSupported where the server has none, as Triton."""
+        parts, _ = rest_v2.encode_request(request, binary=False, binary_answer=False)
+        headers = {"content-type": "application/json", "accept": events.CONTENT_TYPE}
+        path = f"{self._path(request.model, request.version)}/infer"
+        async with self._exchange("POST", path, request, parts, headers) as reply:
+            if reply.content_type != events.CONTENT_TYPE:
+                raise errors.NotSupported(
+                    f"the backend of model {request.model!r} has no streams over REST: reach it by gRPC"
+                )
+            reader = events.Reader()
+            async for piece in reply.content.iter_any():
+                for event in reader.feed(piece):
+                    if event.kind == events.ERROR:
+                        raise _error_in(event.data, request)
+                    try:
+                        yield rest_v2.decode_answer(event.data)
+                    except errors.InvalidInput as error:
+                        raise backend_failed(request, f"malformed answer: {error}") from error
+
     async def call(
         self,
         method: str,
@@ -92,6 +113,21 @@ class HttpBackend:
         timeout_s: float | None = None,
     ) -> tuple[Mapping[str, str], bytes]:
         """One exchange: the answer's headers and body, or the ServingError that it stands for."""
+        async with self._exchange(method, path, request, parts, headers, timeout_s=timeout_s) as reply:
+            return reply.headers, await reply.read()
+
+    @asynccontextmanager
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        request: Request,
+        parts: list[Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """An answer whose body is still to be read; the ServingError that it stands for, also while it is read."""
         timeout_s = call_timeout(request, timeout_s or self.timeout_s)
         if self._session is None:  # belongs to the loop that it was made on
             # Callers share it: a cookie that one is given must not travel with the next.
@@ -112,9 +148,10 @@ class HttpBackend:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,  # to another host, with the body and the credentials
             ) as reply:
-                body = await reply.read()
                 if reply.status == 200:
-                    return reply.headers, body
+                    yield reply
+                    return
+                body = await reply.read()
         except TimeoutError:
             raise errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time") from None
         except aiohttp.ClientError as error:
@@ -142,6 +179,17 @@ def _message(body: bytes) -> str | None:
     except (errors.InvalidInput, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def _error_in(body: bytes, request: Request) -> errors.ServingError:
+    """Of an error event, whose data says the status that it would have had, had it come first."""
+    try:
+        found = loads(body)
+        status, retry_after = int(found["status"]), found.get("retry_after")
+        error = errors.from_http(status, str(found["error"]), retry_after=retry_after and str(retry_after))
+    except (errors.InvalidInput, KeyError, TypeError, ValueError, AttributeError):
+        return backend_failed(request, f"malformed error event: {body[:300]!r}")
+    return backend_failed(request, str(error)) if isinstance(error, errors.ModelError) else error
 
 
 async def _pieces(parts: list[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:

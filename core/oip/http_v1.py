@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
 from kservekit import errors
@@ -23,6 +24,12 @@ class HttpV1Backend(HttpBackend):
             raise backend_failed(request, f"malformed answer: {error}") from error
         answer.model, answer.id = request.model, request.id
         return answer
+
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        raise errors.NotSupported(
+            f"the backend of model {request.model!r} is reached by v1, which has no streams: --predictor_protocol v2"
+        )
+        yield  # what makes it a generator
 
     async def ready(self, model: str, version: str = "") -> bool:
         return await self.answers(f"/v1/models/{quote(model, safe='')}", model)

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings
@@ -66,6 +67,23 @@ class ResilientBackend:
                 attempt += 1
                 await self._sleep(wait)
 
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """Never tried again: what came already would come twice."""
+        if self.breaker is None:
+            async with aclosing(self.wire.stream(request)) as answers:
+                async for answer in answers:
+                    yield answer
+            return
+        self.breaker.check()
+        try:
+            async with aclosing(self.wire.stream(request)) as answers:
+                async for answer in answers:
+                    yield answer
+        except BaseException as error:
+            self._tell_breaker(error, request)
+            raise
+        self.breaker.succeeded()
+
     async def ready(self, model: str, version: str = "") -> bool:
         """Asks the backend itself: a probe is what finds out that it is well again."""
         return await self.wire.ready(model, version)
@@ -81,24 +99,23 @@ class ResilientBackend:
             return await self.wire.infer(request)
         try:
             answer = await self.wire.infer(request)
-        except Unavailable:
-            self.breaker.failed()
-            raise
-        except DeadlineExceeded:
-            # A backend that keeps silent for its whole budget is ill; a caller in a hurry says nothing of it.
-            if self._clock() < request.deadline:
-                self.breaker.failed()
-            else:
-                self.breaker.forgotten()
-            raise
-        except ServingError:
-            self.breaker.succeeded()  # any other answer shows that it is there
-            raise
-        except BaseException:
-            self.breaker.forgotten()
+        except BaseException as error:
+            self._tell_breaker(error, request)
             raise
         self.breaker.succeeded()
         return answer
+
+    def _tell_breaker(self, error: BaseException, request: Request) -> None:
+        if self.breaker is None:
+            return
+        silent = isinstance(error, DeadlineExceeded)
+        # A backend that keeps silent for its whole budget is ill; a caller in a hurry says nothing of it.
+        if isinstance(error, Unavailable) or (silent and self._clock() < request.deadline):
+            self.breaker.failed()
+        elif isinstance(error, ServingError) and not silent:
+            self.breaker.succeeded()  # any other answer shows that it is there
+        else:
+            self.breaker.forgotten()
 
 
 def _log_breaker(state: str) -> None:

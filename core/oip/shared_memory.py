@@ -10,6 +10,7 @@ import logging
 import math
 import weakref
 from collections import OrderedDict
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc.aio
@@ -103,6 +104,10 @@ class SharedMemoryBackend:
             self.regions.give_back(region)
             self._learn(kind, answer)
         return answer
+
+    def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """By gRPC: how many answers there will be, and so how much memory, nobody knows."""
+        return self.wire.stream(request)
 
     async def ready(self, model: str, version: str = "") -> bool:
         return await self.wire.ready(model, version)

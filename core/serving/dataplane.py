@@ -9,7 +9,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 import kserve
@@ -170,12 +171,25 @@ class DataPlane:
 
     async def infer(self, request: Request) -> Answer:
         """The requested outputs; a ServingError for anything else."""
-        given = request.id
-        named = given or request.headers.get("x-request-id")
-        request.id = _UNPRINTABLE.sub("?", named[:LONGEST_ID]) if named else next(_ids)
+        given = _named(request)
         answer = await self._guarded(request, self._answer)
         answer.id = given
         return answer.only(request.outputs)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Answer]:
+        """The answers of a model that may have several, each with the requested outputs; one of any other."""
+        given = _named(request)
+        model = self._loaded(request.model)
+        if not hooks_are_ours(model):
+            answer = await self._guarded(request, self._answer)
+            answer.id = given
+            yield answer.only(request.outputs)
+            return
+        with self._slots(request):
+            async with aclosing(model.answers(request)) as answers:
+                while (each := await in_time(_next(answers), request.deadline, f"model {request.model!r}")) is not None:
+                    each.id = given
+                    yield each.only(request.outputs)
 
     async def _answer(self, request: Request) -> Answer:
         model = self._loaded(request.model)
@@ -209,12 +223,21 @@ class DataPlane:
 
     async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
         """Within the limits on callers and the request's deadline."""
+        if not self._limited:
+            self._learn_tenant(request)
+            return await in_time(work(request), request.deadline, f"model {request.model!r}")
+        with self._slots(request):
+            return await in_time(work(request), request.deadline, f"model {request.model!r}")
+
+    @contextmanager
+    def _slots(self, request: Request) -> Iterator[None]:
+        self._learn_tenant(request)
+        with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
+            yield
+
+    def _learn_tenant(self, request: Request) -> None:
         if self._tenant_header:
             request.tenant = request.headers.get(self._tenant_header, "")
-        if not self._limited:
-            return await in_time(work(request), request.deadline, f"model {request.model!r}")
-        with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
-            return await in_time(work(request), request.deadline, f"model {request.model!r}")
 
     async def _through_hooks(
         self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT
@@ -235,6 +258,18 @@ class DataPlane:
         if not callable(model):
             raise NotSupported(f"model {name!r} does not answer requests")
         return model
+
+
+def _named(request: Request) -> str:
+    """Gives a request the id that handlers and logs have of it. What the caller gave, which the answer has whole."""
+    given = request.id
+    named = given or request.headers.get("x-request-id")
+    request.id = _UNPRINTABLE.sub("?", named[:LONGEST_ID]) if named else next(_ids)
+    return given
+
+
+async def _next(answers: AsyncGenerator[Answer]) -> Answer | None:
+    return await anext(answers, None)
 
 
 async def load_model(name: str, model: Any) -> None:

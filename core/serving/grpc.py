@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from grpc_reflection.v1alpha import reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 
 from kservekit.codec import grpc as codec
+from kservekit.codec import grpc_stream
+from kservekit.codec.message import Answer, Request
 from kservekit.errors import ERROR_HEADER, CannotStart, ModelError, ModelNotFound, ServingError
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.headers import as_dict
@@ -50,6 +53,32 @@ class InferenceService:
         if stages is not None:
             context.set_trailing_metadata((*context.trailing_metadata(), ("server-timing", timing.as_header(stages))))
         return reply
+
+    async def stream(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes]:
+        """ModelStreamInfer, Triton's: for each request its answers, before the next one is looked at."""
+        headers = self._headers(context)
+        principal = self.dataplane.principal(headers)
+        with_status = any(headers.get(name) == "true" for name in grpc_stream.ASKS_FOR_STATUS)
+        async for data in requests:
+            request = Request({})
+            try:
+                request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
+                request.headers, request.principal = headers, principal
+                request.deadline = self.dataplane.deadline(context.time_remaining())
+                say_last = bool(request.parameters.pop(grpc_stream.WANTS_LAST, False))
+                given = request.id
+                async with aclosing(self.dataplane.stream(request)) as answers:
+                    async for answer in answers:
+                        if say_last:
+                            answer.parameters[grpc_stream.IS_LAST] = False
+                        yield grpc_stream.encode(answer, messages)
+                if say_last:
+                    last = Answer({}, request.model, request.version, given, {grpc_stream.IS_LAST: True})
+                    yield grpc_stream.encode(last, messages)
+            except ServingError as error:
+                if with_status:
+                    raise
+                yield grpc_stream.encode_error(error.message, Answer({}, request.model, id=request.id), messages)
 
     async def ServerLive(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
         return messages.ServerLiveResponse(live=True)
@@ -125,21 +154,40 @@ def _answered(method: Callable[..., Awaitable[Any]], revision: str) -> Callable[
         context.set_trailing_metadata((mark,))
         try:
             return await method(message, context)
-        except ServingError as raised:
-            error = raised
-        except Exception:
-            log.exception("a fault of the server itself")
-            error = ModelError("the server failed; its log has the reason")
-        trailing = [mark, (ERROR_HEADER, type(error).__name__)]
-        if error.retry_after is not None:
-            trailing.append(("retry-after", str(math.ceil(error.retry_after))))
-        await context.abort(getattr(grpc.StatusCode, error.grpc), error.message, tuple(trailing))
+        except Exception as error:
+            await _abort(error, mark, context)
 
     return call
 
 
+def _streamed(method: Callable[..., AsyncGenerator[Any]], revision: str) -> Callable[..., AsyncGenerator[Any]]:
+    """The same for a method that yields."""
+    mark = ("kservekit-revision", revision)
+
+    async def call(requests: Any, context: grpc.aio.ServicerContext) -> AsyncGenerator[Any]:
+        context.set_trailing_metadata((mark,))
+        try:
+            async with aclosing(method(requests, context)) as answers:
+                async for answer in answers:
+                    yield answer
+        except Exception as error:
+            await _abort(error, mark, context)
+
+    return call
+
+
+async def _abort(error: Exception, mark: tuple[str, str], context: grpc.aio.ServicerContext) -> None:
+    if not isinstance(error, ServingError):
+        log.exception("a fault of the server itself")
+        error = ModelError("the server failed; its log has the reason")
+    trailing = [mark, (ERROR_HEADER, type(error).__name__)]
+    if error.retry_after is not None:
+        trailing.append(("retry-after", str(math.ceil(error.retry_after))))
+    await context.abort(getattr(grpc.StatusCode, error.grpc), error.message, tuple(trailing))
+
+
 def _handlers(service: InferenceService, revision: str) -> dict[str, grpc.RpcMethodHandler]:
-    """All methods of the protocol's service, each with its message classes; ModelInfer without."""
+    """All methods of the protocol's service, each with its message classes; those that infer without."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             _answered(getattr(service, method.name), revision),
@@ -149,7 +197,10 @@ def _handlers(service: InferenceService, revision: str) -> dict[str, grpc.RpcMet
         for method in messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
         if method.name != "ModelInfer"
     }
-    return handlers | {"ModelInfer": grpc.unary_unary_rpc_method_handler(_answered(service.infer, revision))}
+    return handlers | {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(_answered(service.infer, revision)),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(_streamed(service.stream, revision)),
+    }
 
 
 async def start(

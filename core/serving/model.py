@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeGuard, cast
 
 import kserve
@@ -15,7 +17,7 @@ from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get
 
 from kservekit import config
 from kservekit.codec.message import Answer, Request
-from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound
+from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound, NotSupported
 from kservekit.oip import Backend, connect
 from kservekit.serving import kserve_types
 from kservekit.serving.pool import handler_pool
@@ -25,6 +27,9 @@ from kservekit.tensors import ModelSpec, Tensors, TensorSpec, check_outputs
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Tensors], Tensors | Awaitable[Tensors]]
+Stream = Callable[[Tensors], AsyncIterator[Tensors] | Iterator[Tensors]]
+
+_END: Any = object()
 
 _current: contextvars.ContextVar[Request] = contextvars.ContextVar("kservekit_request")
 
@@ -72,6 +77,10 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         """The named arrays for a request; a ServingError for anything else."""
         raise NotImplementedError
 
+    async def answers(self, request: Request) -> AsyncGenerator[Answer]:
+        """The named arrays for a request that may have several answers, each when it is there."""
+        yield await self.answer(request)
+
     async def close(self) -> None:
         """Called once, after the last request."""
 
@@ -104,11 +113,49 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         except KServeKitError:
             raise
         except Exception as error:
-            log.exception("model failed: model=%r id=%r", self.name, request.id)
-            named = f" (request id {request.id})" if request.id else ""
-            raise ModelError(f"model {self.name!r} failed{named}; the server's log has the reason") from error
+            raise self._failed(request) from error
         finally:
             _current.reset(token)
+
+    async def _steps(self, stream: Stream, request: Request) -> AsyncGenerator[Tensors]:
+        """What a user's generator yields: an async one on the loop, a plain one step by step in the pool."""
+        where = f"{type(self).__name__}.{getattr(stream, '__name__', 'stream')}"
+        token = _current.set(request)
+        try:
+            found = stream(request.tensors)
+        finally:
+            _current.reset(token)
+        if not isinstance(found, AsyncGenerator | Generator):
+            raise ModelError(f"{where} returned {type(found).__name__}: expected a generator, a def that yields")
+        try:
+            while True:
+                token = _current.set(request)
+                try:
+                    if isinstance(found, AsyncGenerator):
+                        outputs = await anext(found, _END)
+                    else:
+                        outputs = await handler_pool().run(next, found, _END)
+                finally:
+                    _current.reset(token)
+                if outputs is _END:
+                    return
+                yield check_outputs(outputs, where)
+        except KServeKitError:
+            raise
+        except Exception as error:
+            raise self._failed(request) from error
+        finally:
+            if isinstance(found, AsyncGenerator):
+                await found.aclose()
+            else:
+                # One that still runs, because nobody waits for it any more, cannot be closed, and ends by itself.
+                with contextlib.suppress(ValueError):
+                    found.close()
+
+    def _failed(self, request: Request) -> ModelError:
+        log.exception("model failed: model=%r id=%r", self.name, request.id)
+        named = f" (request id {request.id})" if request.id else ""
+        return ModelError(f"model {self.name!r} failed{named}; the server's log has the reason")
 
 
 class Predictor(ArrayModel):
@@ -121,7 +168,15 @@ class Predictor(ArrayModel):
 
     def infer(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
         """Named input arrays to named output arrays. May raise any error of kservekit.errors."""
+        if type(self).stream is not Predictor.stream:
+            raise only_as_stream(self.name)
         raise NotImplementedError(f"{type(self).__name__} has no infer(self, tensors)")
+
+    def stream(self, tensors: Tensors) -> AsyncIterator[Tensors] | Iterator[Tensors]:
+        """Several answers to one request, such as tokens or frames: a generator, `async def` or plain, that yields
+        each when it is there. Callers ask by ModelStreamInfer, or over REST for server-sent events. One that nobody
+        wrote gives what `infer` gives."""
+        raise NotImplementedError(f"{type(self).__name__} has no stream(self, tensors)")
 
     async def _check_request(self, request: Request) -> str:
         """The version that answers it; ModelNotFound or InvalidInput where it does not fit the model."""
@@ -138,6 +193,15 @@ class Predictor(ArrayModel):
             outputs = await self._run(self.infer, request, request.tensors)
         # A handler that learns the version from its engine writes it into the request.
         return Answer(outputs, model=self.name, version=request.version or version, id=request.id)
+
+    async def answers(self, request: Request) -> AsyncGenerator[Answer]:
+        if type(self).stream is Predictor.stream:
+            yield await self.answer(request)
+            return
+        version = await self._check_request(request)
+        async with aclosing(self._steps(self.stream, request)) as steps:
+            async for outputs in steps:
+                yield Answer(outputs, model=self.name, version=request.version or version, id=request.id)
 
 
 class Transformer(ArrayModel):
@@ -183,11 +247,24 @@ class Transformer(ArrayModel):
         return await self.backend.ready(self.predictor_model)
 
     async def answer(self, request: Request) -> Answer:
+        hop = await self._hop(request)
+        with stage("predictor", self._observers["predict"]):
+            answer = await self.backend.infer(hop)
+        return await self._told(answer, request)
+
+    async def answers(self, request: Request) -> AsyncGenerator[Answer]:
+        """`from_tensors` is called for each of the predictor's answers."""
+        async with aclosing(self.backend.stream(await self._hop(request))) as answers:
+            async for answer in answers:
+                yield await self._told(answer, request)
+
+    async def _hop(self, request: Request) -> Request:
+        """What the predictor is asked."""
         (await self.spec()).check_inputs(request.tensors)
         with stage("to_tensors", self._observers["pre"]):
             tensors = await self._through(self.to_tensors, Transformer.to_tensors, request, request.tensors)
         # Which outputs were asked for is said of the transformer's, so the predictor gives all of its own.
-        hop = Request(
+        return Request(
             tensors,
             model=self.predictor_model,
             version=request.version,
@@ -198,8 +275,9 @@ class Transformer(ArrayModel):
             principal=request.principal,
             deadline=request.deadline,
         )
-        with stage("predictor", self._observers["predict"]):
-            answer = await self.backend.infer(hop)
+
+    async def _told(self, answer: Answer, request: Request) -> Answer:
+        """What the caller gets of it."""
         with stage("from_tensors", self._observers["post"]):
             outputs = await self._through(self.from_tensors, Transformer.from_tensors, request, answer.tensors)
         return Answer(outputs, model=self.name, version=answer.version, id=request.id)
@@ -213,6 +291,13 @@ class Transformer(ArrayModel):
     async def close(self) -> None:
         if self._backend is not None:
             await self._backend.close()
+
+
+def only_as_stream(name: str) -> NotSupported:
+    return NotSupported(
+        f"model {name!r} gives several answers to one request: ask by ModelStreamInfer (gRPC), or by v2 REST with "
+        "Accept: text/event-stream"
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 
 from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
-from kservekit.codec import rest_v1, rest_v2
+from kservekit.codec import events, rest_v1, rest_v2
 from kservekit.codec.compression import unpack
 from kservekit.codec.json_values import dumps, loads
 from kservekit.codec.message import TIMEOUT_HEADER, Request
@@ -40,7 +41,8 @@ from kservekit.telemetry import timing
 log = logging.getLogger(__name__)
 
 Headers = dict[str, str]
-Reply = tuple[int, Headers, bytes]
+Reply = tuple[int, Headers, bytes | AsyncGenerator[bytes]]
+"""Status, headers, and the body: whole, or its pieces as they come."""
 Ways = dict[str, tuple[Callable[..., Coroutine[Any, Any, Reply]], dict[str, str]]]
 """What a path stands for, by method: the handler, and what it is told of the path."""
 
@@ -114,6 +116,9 @@ class RestApp:
         except Exception:
             log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
             status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
+        if not isinstance(body, bytes):
+            await self._send_pieces(scope, send, status, headers, body)
+            return
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         raw += ((b"kservekit-revision", self.revision), (b"content-length", b"%d" % len(body)))
         if stages is not None:
@@ -122,6 +127,23 @@ class RestApp:
             raw.append((b"connection", b"close"))  # so that a pool of connections finds another server in time
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
+
+    async def _send_pieces(
+        self, scope: dict[str, Any], send: Any, status: int, headers: Headers, pieces: AsyncGenerator[bytes]
+    ) -> None:
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        raw.append((b"kservekit-revision", self.revision))
+        departure: Departure = scope[SCOPE_KEY]
+
+        async def all_of_them() -> None:
+            await send({"type": "http.response.start", "status": status, "headers": raw})
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        with contextlib.suppress(Cancelled):  # who went away needs no word of it
+            await departure.ends(all_of_them())
 
     async def _reply(self, scope: dict[str, Any], receive: Any) -> Reply:
         # raw_path keeps %2F apart from /.
@@ -217,6 +239,8 @@ class RestApp:
                 body, call.headers.get(rest_v2.JSON_LENGTH_HEADER), max_tensors=self.settings.max_tensors
             )
         request.version = version
+        if events.wanted(call.headers.get("accept", "")):
+            return await self._events(call.told(request, name))
         answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
             spec = await self.dataplane.spec(name, call.deadline)
@@ -225,6 +249,29 @@ class RestApp:
         if json_length is None:
             return 200, dict(_JSON), written
         return 200, {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}, written
+
+    async def _events(self, request: Request) -> Reply:
+        """Server-sent events. What goes wrong before the first answer has its own status."""
+        request.binary_outputs = False
+        for parameters in request.outputs.values():
+            if parameters.pop("binary_data", False):
+                raise InvalidInput("binary outputs do not go with text/event-stream, which is text")
+        spec = await self.dataplane.spec(request.model, request.deadline)
+        answers = self.dataplane.stream(request)
+        first = await anext(answers, None)
+
+        async def pieces() -> AsyncGenerator[bytes]:
+            async with aclosing(answers):
+                try:
+                    answer = first
+                    while answer is not None:
+                        parts, _ = rest_v2.encode_answer(answer, request, spec)
+                        yield events.encode(events.Event(b"".join(parts)))
+                        answer = await anext(answers, None)
+                except ServingError as error:
+                    yield events.encode(events.Event(_as_event(error), events.ERROR))
+
+        return 200, {"content-type": events.CONTENT_TYPE, "cache-control": "no-cache"}, pieces()
 
     async def predict_v1(self, name: str, call: Call, body: bytes) -> Reply:
         event, body = cloudevents.opened(call.headers, body)
@@ -298,6 +345,12 @@ def _no_such(method: str, path: str, ways: Ways) -> Reply:
         allow = ", ".join(sorted(ways))
         return 405, _JSON | {"allow": allow}, dumps({"error": f"{method} is not for {path}: expected {allow}"})
     return 404, dict(_JSON), dumps({"error": f"no such path: {path}; look at /v2/models for what is served"})
+
+
+def _as_event(error: ServingError) -> bytes:
+    """The body that it would have had, and the status that came too late for its place."""
+    found = {"error": error.message, "status": error.http}
+    return dumps(found | ({} if error.retry_after is None else {"retry_after": math.ceil(error.retry_after)}))
 
 
 def error_reply(error: KServeKitError) -> Reply:
