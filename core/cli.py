@@ -68,6 +68,7 @@ def _verb(argv: Sequence[str] | None) -> int:
             repository,
             "a model's file to a Triton model repository, and what is wrong with one",
         ),
+        "triton": (triton, "a running Triton: its models, load and unload, statistics, trace and log settings"),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -145,6 +146,12 @@ def demo_text() -> str:
 
 def repository(arguments: list[str]) -> int:
     from kservekit.predictors.repository_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def triton(arguments: list[str]) -> int:
+    from kservekit.predictors.triton_command import run
 
     return run(arguments, lambda line: put(line, sys.stdout))
 

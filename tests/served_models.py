@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+from pathlib import Path
 
 import kserve
 import numpy as np
@@ -179,6 +180,20 @@ class Asker(Predictor):
 class Echo(Predictor):
     def infer(self, tensors):
         return tensors
+
+
+class Gated(Predictor):
+    """Answers once the file `open` is there, and leaves one when it is entered and when it is stopped."""
+
+    def infer(self, tensors):
+        folder = Path(os.environ["KSERVEKIT_TEST_FILE"])
+        (folder / "entered").touch()
+        while not (folder / "open").exists():
+            time.sleep(0.01)
+        return tensors
+
+    def stop(self):
+        (Path(os.environ["KSERVEKIT_TEST_FILE"]) / "stopped").touch()
 
 
 class Counter(Predictor):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -252,3 +253,18 @@ def test_a_model_without_an_explain_hook_says_that_it_does_not_explain():
         reply = http(server.http_url, "/v1/models/m:explain", {"instances": [1]}, authorization="Bearer secret")
         assert (reply.status, reply.json) == (501, {"error": "model 'm' does not explain: it has no explain hook"})
         assert "secret" not in str(reply.headers)
+
+
+def test_a_model_is_unloaded_once_its_requests_are_answered(tmp_path):
+    def post(path, sent):
+        return pool.submit(http, server.http_url, path, sent)
+
+    with served("Gated", repository_api="true", test_file=str(tmp_path)) as server, ThreadPoolExecutor() as pool:
+        answer = post("/v2/models/m/infer", body(1))
+        assert eventually((tmp_path / "entered").exists)
+        unloaded = post("/v2/repository/models/m/unload", {})
+        assert eventually(lambda: http(server.http_url, "/v2/models/m/ready").status == 503)
+        assert not (tmp_path / "stopped").exists()
+        (tmp_path / "open").touch()
+        assert (answer.result().status, unloaded.result().status) == (200, 200)
+        assert (tmp_path / "stopped").exists()

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
@@ -45,6 +46,9 @@ Result = TypeVar("Result")
 LONGEST_ID = 128
 """Characters of a request's id in handlers, messages and logs, where it stays on its line; the answer has it whole."""
 
+LOOK_S = 0.01
+"""How often it is looked whether a model that is to be unloaded still has requests."""
+
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 _ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
@@ -72,6 +76,8 @@ class DataPlane:
         self.registry = registry
         self.settings = settings
         self.check_predictors = check_predictors
+        self._running: Counter[str] = Counter()
+        """Requests in flight, by model."""
         self.draining = False
         """Not ready any more, and still serving."""
         self.closing = False
@@ -79,7 +85,7 @@ class DataPlane:
         self.all_callers = Limiter(settings.max_concurrency, "this server (KSERVEKIT_MAX_CONCURRENCY)")
         self.per_tenant = Limiter(settings.tenant_max_concurrency, "this tenant (KSERVEKIT_TENANT_MAX_CONCURRENCY)")
         self._tenant_header = settings.tenant_header.lower()
-        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
+        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency or settings.tenant_header)
 
     def server_metadata(self) -> dict[str, Any]:
         extensions = ["binary_tensor_data", "model_repository"]
@@ -152,10 +158,13 @@ class DataPlane:
             raise ModelError(f"model {name!r} does not load; the server's log has the reason") from error
 
     async def unload(self, name: str, principal: Principal | None) -> None:
-        """Takes a model out of service; its place is kept, so that it can be loaded again."""
+        """Takes a model out of service once what is in flight is answered; its place is kept, to be loaded again."""
         self._repository_is_open_to(principal)
         model = self.model(name)
         model.ready = False
+        async with asyncio.timeout(self.settings.timeout_s):  # no request takes longer
+            while self._running[name]:  # noqa: ASYNC110 - a count costs a request less than an event
+                await asyncio.sleep(LOOK_S)
         await asyncio.to_thread(model.stop)
 
     def _repository_is_open_to(self, principal: Principal | None) -> None:
@@ -223,21 +232,27 @@ class DataPlane:
 
     async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
         """Within the limits on callers and the request's deadline."""
-        if not self._limited:
-            self._learn_tenant(request)
-            return await in_time(work(request), request.deadline, f"model {request.model!r}")
-        with self._slots(request):
-            return await in_time(work(request), request.deadline, f"model {request.model!r}")
+        name = request.model
+        self.model(name)  # nobody fills our memory with names
+        if self._limited:
+            with self._slots(request):
+                return await in_time(work(request), request.deadline, f"model {name!r}")
+        self._running[name] += 1
+        try:
+            return await in_time(work(request), request.deadline, f"model {name!r}")
+        finally:
+            self._running[name] -= 1
 
     @contextmanager
     def _slots(self, request: Request) -> Iterator[None]:
-        self._learn_tenant(request)
-        with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
-            yield
-
-    def _learn_tenant(self, request: Request) -> None:
         if self._tenant_header:
             request.tenant = request.headers.get(self._tenant_header, "")
+        self._running[request.model] += 1
+        try:
+            with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
+                yield
+        finally:
+            self._running[request.model] -= 1
 
     async def _through_hooks(
         self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT
