@@ -19,7 +19,7 @@ class Event(NamedTuple):
 
 def wanted(accept: str) -> bool:
     """Whether a caller's Accept header asks for events."""
-    return any(part.partition(";")[0].strip().lower() == CONTENT_TYPE for part in accept.split(","))
+    return CONTENT_TYPE in accept.lower()
 
 
 def encode(event: Event) -> bytes:
