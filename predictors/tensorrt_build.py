@@ -27,6 +27,7 @@ class Options:
 def build(library: Library, path: Path, options: Options) -> bytes:
     """CannotStart for a file that is no model, or none that this library builds with these options."""
     api, notes = library.api, recorder(library.api)
+    notes.errors.clear()
     began = time.monotonic()
     try:
         builder = api.Builder(notes)

@@ -62,6 +62,7 @@ class Engine:
 def deserialize(library: Library, plan: bytes, where: str, gpu: Gpu) -> Engine:
     """CannotStart for what is no engine, one of another version, or one for another GPU."""
     notes = recorder(library.api)
+    notes.errors.clear()
     runtime = library.api.Runtime(notes)
     reason = _diagnosis(library.api, runtime, plan)
     handle = runtime.deserialize_cuda_engine(plan) if not reason else None

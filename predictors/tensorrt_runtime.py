@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections import deque
@@ -101,7 +102,7 @@ class Cuda:
         if not count:
             raise CannotStart(f"CUDA sees no GPU, {_WAY_OUT}; see also CUDA_VISIBLE_DEVICES")
         found = self(self.runtime.cudaGetDeviceProperties, 0)
-        return Gpu(found.name.rstrip(b"\0").decode(), f"{found.major}.{found.minor}")
+        return Gpu(found.name.partition(b"\0")[0].decode(), f"{found.major}.{found.minor}")
 
 
 _WAY_OUT = "and TensorRT runs on nothing else (OnnxPredictor serves ONNX files without one)"
@@ -119,21 +120,22 @@ def cuda() -> Cuda:
 def recorder(api: Any) -> Any:
     """A logger for TensorRT that passes its lines to Python's, and keeps errors: its calls say only that they failed.
 
-    `reason()` gives the first error since it was last asked.
+    `reason()` gives the first error since it was last asked. One for the process, because TensorRT takes no second.
     """
-    levels = {
-        api.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
-        api.ILogger.Severity.ERROR: logging.ERROR,
-        api.ILogger.Severity.WARNING: logging.WARNING,
-    }
+    return _recorder(api.ILogger)
 
-    class Recorder(api.ILogger):  # type: ignore[misc]
+
+@functools.cache
+def _recorder(base: Any) -> Any:
+    levels = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
+
+    class Recorder(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=64)
 
         def log(self, severity: Any, text: str) -> None:
-            level = levels.get(severity, logging.DEBUG)
+            level = levels.get(severity.name, logging.DEBUG)
             log.log(level, "%s", text)
             if level == logging.ERROR:
                 self.errors.append(text)
