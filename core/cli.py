@@ -68,6 +68,7 @@ def _verb(argv: Sequence[str] | None) -> int:
             repository,
             "a model's file to a Triton model repository, and what is wrong with one",
         ),
+        "engine": (engine, "an ONNX file to a TensorRT engine, ahead of time"),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -145,6 +146,12 @@ def demo_text() -> str:
 
 def repository(arguments: list[str]) -> int:
     from kservekit.predictors.repository_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def engine(arguments: list[str]) -> int:
+    from kservekit.predictors.tensorrt_command import run
 
     return run(arguments, lambda line: put(line, sys.stdout))
 

@@ -11,10 +11,9 @@ from kservekit.config import TensorRTSettings
 from kservekit.errors import CannotStart, ModelError, Unavailable
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
 from kservekit.predictors.batching import MicroBatcher
-from kservekit.predictors.tensorrt_build import Options, build
+from kservekit.predictors.tensorrt_build import Options, build, options
 from kservekit.predictors.tensorrt_context import Context
 from kservekit.predictors.tensorrt_engine import Engine, deserialize
-from kservekit.predictors.tensorrt_profiles import sizes
 from kservekit.predictors.tensorrt_runtime import Cuda, CudaError, Gpu, Library
 from kservekit.serving import Predictor, Tensors
 from kservekit.serving.pool import HandlerPool
@@ -45,14 +44,15 @@ class TensorRTPredictor(Predictor):
     def load(self) -> bool:
         self.stop()
         settings, path = self.settings, Path(self.settings.model_path)
-        options = _options(settings)
+        _check(settings)
+        wanted = options(settings)
         if not path.is_file():
             raise CannotStart(f"KSERVEKIT_TENSORRT_MODEL_PATH is {str(path)!r}: no such file")
         library, cuda = tensorrt_runtime.tensorrt(), tensorrt_runtime.cuda()
         gpu = cuda.gpu()
         log.warning("TensorRTPredictor is experimental: its tests have had no GPU. This is %s on %s", library, gpu)
         engine = (
-            _built(library, gpu, path, options, settings)
+            _built(library, gpu, path, wanted, settings.engine_cache)
             if path.suffix == ".onnx"
             else deserialize(library, path.read_bytes(), str(path), gpu)
         )
@@ -118,8 +118,7 @@ class TensorRTPredictor(Predictor):
             self._idle.put(context)
 
 
-def _options(settings: TensorRTSettings) -> Options:
-    """What the settings say, checked before a file is read or a GPU touched."""
+def _check(settings: TensorRTSettings) -> None:
     suffix = Path(settings.model_path).suffix
     if suffix not in (".onnx", ".plan", ".engine"):
         raise CannotStart(
@@ -127,24 +126,24 @@ def _options(settings: TensorRTSettings) -> Options:
         )
     if not settings.contexts:
         raise CannotStart("KSERVEKIT_TENSORRT_CONTEXTS is 0: expected 1 or more")
-    batch = (settings.min_batch, settings.opt_batch or settings.max_batch, settings.max_batch)
-    return Options(sizes(settings.sizes, batch), settings.precision)
+    if suffix != ".onnx" and (settings.precision or settings.sizes):
+        log.warning("KSERVEKIT_TENSORRT_PRECISION and _SIZES say how an engine is built: this one is, and has its own")
 
 
-def _built(library: Library, gpu: Gpu, path: Path, options: Options, settings: TensorRTSettings) -> Engine:
+def _built(library: Library, gpu: Gpu, path: Path, wanted: Options, cache: str) -> Engine:
     """From the cache where it holds an engine for all this, else built, and kept if it can be run."""
-    if not settings.engine_cache:
-        return deserialize(library, build(library, path, options), str(path), gpu)
-    folder = Path(settings.engine_cache).expanduser()
-    name = tensorrt_cache.engine_name(library, gpu, path, options)
+    folder = tensorrt_cache.folder(cache)
+    if folder is None:
+        return deserialize(library, build(library, path, wanted), str(path), gpu)
+    name = tensorrt_cache.engine_name(library, gpu, path, wanted)
     if (kept := tensorrt_cache.read(folder, name)) is not None:
         try:
             return deserialize(library, kept, str(folder / name), gpu)
         except CannotStart as error:
             log.warning("an engine in the cache is no good, and built anew: %s", error)
-    built = build(library, path, options)
+    built = build(library, path, wanted)
     engine = deserialize(library, built, str(path), gpu)
-    tensorrt_cache.write(folder, name, built)
+    tensorrt_cache.keep(folder, name, built)
     return engine
 
 

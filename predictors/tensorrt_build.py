@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kservekit.config import TensorRTSettings
 from kservekit.errors import CannotStart
-from kservekit.predictors.tensorrt_profiles import OpenInput, Sizes, profile
+from kservekit.predictors.tensorrt_profiles import OpenInput, Sizes, profile, sizes
 from kservekit.predictors.tensorrt_runtime import Library, recorder
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,13 @@ class Options:
     """fp16, bf16, int8, fp8: what layers may compute in; nothing: in the datatypes that the file says."""
 
 
-def build(library: Library, path: Path, options: Options) -> bytes:
+def options(settings: TensorRTSettings) -> Options:
+    """What the settings say; CannotStart for those that cannot be, before a file is read or a GPU touched."""
+    batch = (settings.min_batch, settings.opt_batch or settings.max_batch, settings.max_batch)
+    return Options(sizes(settings.sizes, batch), settings.precision)
+
+
+def build(library: Library, path: Path, wanted: Options) -> bytes:
     """CannotStart for a file that is no model, or none that this library builds with these options."""
     api, notes = library.api, recorder(library.api)
     notes.errors.clear()
@@ -34,13 +41,13 @@ def build(library: Library, path: Path, options: Options) -> bytes:
     except TypeError:  # pybind11's, for a constructor that gave nothing
         raise CannotStart(f"{library} cannot build engines here: {notes.reason()}") from None
     # Without it TensorRT 10 computes in FP32 and TF32, whatever the file says; later ones are always so.
-    typed = 0 if options.precision else 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    typed = 0 if wanted.precision else 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(typed)
     _parse(library, network, notes, path)
     config = builder.create_builder_config()
-    for flag in _flags(library, network, options.precision):
+    for flag in _flags(library, network, wanted.precision):
         config.set_flag(flag)
-    ranges = profile(_open_inputs(network, path), options.sizes)
+    ranges = profile(_open_inputs(network, path), wanted.sizes)
     if ranges:
         shapes = builder.create_optimization_profile()
         for name, item in ranges.items():

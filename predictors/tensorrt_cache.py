@@ -32,6 +32,17 @@ def engine_name(library: Library, gpu: Gpu, model: Path, options: Options) -> st
     return f"{model.stem}-{key[:40]}.engine"
 
 
+def folder(setting: str) -> Path | None:
+    """Where engines are kept; None where they are not."""
+    if not setting:
+        return None
+    try:
+        return Path(setting).expanduser()
+    except RuntimeError:
+        log.warning("this user has no home folder, so no engine is kept; %s", _WAY_OUT)
+        return None
+
+
 def read(folder: Path, name: str) -> bytes | None:
     try:
         return (folder / name).read_bytes()
@@ -42,26 +53,30 @@ def read(folder: Path, name: str) -> bytes | None:
         return None
 
 
-def write(folder: Path, name: str, engine: bytes) -> None:
-    """All of it or nothing, also where several do it at once; a folder that cannot be written costs a warning."""
+def keep(folder: Path, name: str, engine: bytes) -> None:
+    """A folder that cannot be written costs a warning."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".engine")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(engine)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write(folder / name, engine)
     except OSError as error:
-        log.warning(
-            "the engine is not kept, and built again at the next start: %s; "
-            "set KSERVEKIT_TENSORRT_ENGINE_CACHE to a folder that can be written",
-            error,
-        )
+        log.warning("the engine is not kept, and built again at the next start: %s; %s", error, _WAY_OUT)
+
+
+_WAY_OUT = "set KSERVEKIT_TENSORRT_ENGINE_CACHE to a folder that can be written"
+
+
+def write(path: Path, engine: bytes) -> None:
+    """All of it or nothing, also where several do it at once."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".engine")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(engine)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _digest(model: Path) -> str:

@@ -231,14 +231,14 @@ def test_tensorrt_for_rtx_is_told_to_play_graphs_itself(bench, monkeypatch):
 def test_an_engine_is_built_once_for_each_set_of_options(bench, monkeypatch):
     built = []
 
-    def noted(library, path, options):
-        built.append(options)
-        return build(library, path, options)
+    def noted(library, path, wanted):
+        built.append(wanted)
+        return build(library, path, wanted)
 
     monkeypatch.setattr(predictor_module, "build", noted)
     for max_batch in (8, 8, 16):
         bench.loaded(max_batch=max_batch)
-    assert [options.sizes.batch[2] for options in built] == [8, 16]
+    assert [wanted.sizes.batch[2] for wanted in built] == [8, 16]
     bench.loaded(engine_cache="")
     assert len(built) == 3
 
@@ -317,6 +317,12 @@ def test_settings_that_cannot_be_are_refused_before_a_gpu_is_touched(bench, sett
     bench.monkeypatch.setattr(tensorrt_runtime, "cuda", lambda: pytest.fail("CUDA was asked"))
     with pytest.raises(CannotStart, match=complaint):
         predictor.load()
+
+
+def test_settings_that_only_a_build_takes_say_so_of_an_engine_that_is_built(bench, plan, caplog):
+    (bench.folder / "m.plan").write_bytes(plan)
+    bench.loaded(model_path=str(bench.folder / "m.plan"), precision=("fp16",))
+    assert "KSERVEKIT_TENSORRT_PRECISION and _SIZES say how an engine is built" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Engines built by the real TensorRT for RTX, which needs no GPU for it, and kept on disk."""
 
 import dataclasses
+import os
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from calls import kservekit
 from onnx import TensorProto, helper, numpy_helper
 
 from kservekit.errors import CannotStart
@@ -169,13 +171,13 @@ def test_weights_in_a_file_beside_the_model_are_part_of_it(library, tmp_path, na
 
 def test_an_engine_is_kept_whole_or_not_at_all(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "new" / "engines"
-    tensorrt_cache.write(folder, "a.engine", b"first")
+    tensorrt_cache.keep(folder, "a.engine", b"first")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    tensorrt_cache.write(folder, "a.engine", b"second")
+    tensorrt_cache.keep(folder, "a.engine", b"second")
     assert "No space left on device; set KSERVEKIT_TENSORRT_ENGINE_CACHE" in caplog.text
     assert tensorrt_cache.read(folder, "a.engine") == b"first"
     assert [file.name for file in folder.iterdir()] == ["a.engine"]
@@ -183,9 +185,38 @@ def test_an_engine_is_kept_whole_or_not_at_all(tmp_path, monkeypatch, caplog):
 
 def test_a_folder_that_cannot_be_made_costs_a_warning_and_no_more(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    tensorrt_cache.write(tmp_path / "file" / "engines", "a.engine", b"engine")
+    tensorrt_cache.keep(tmp_path / "file" / "engines", "a.engine", b"engine")
     assert "built again at the next start" in caplog.text
     assert tensorrt_cache.read(tmp_path / "file" / "engines", "a.engine") is None
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, caplog):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert tensorrt_cache.folder("~/.cache/kservekit/engines") is None
+    assert "no home folder, so no engine is kept; set KSERVEKIT_TENSORRT_ENGINE_CACHE" in caplog.text
+
+
+def test_an_engine_can_be_built_ahead_of_time(library, tmp_path):
+    path = write_doubles(tmp_path / "m.onnx", shape=("n", "tokens"))
+    refused = kservekit("engine", str(path))
+    assert refused.returncode == 1
+    assert "kservekit engine: 'x' of the model leaves its size at dimension 1 open" in refused.stderr
+    built = kservekit("engine", str(path), env={**os.environ, "KSERVEKIT_TENSORRT_SIZES": "tokens=1:16:32"})
+    assert built.returncode == 0, built.stderr
+    engine = (tmp_path / "m.engine").read_bytes()
+    assert built.stdout == f"{tmp_path / 'm.engine'}: {len(engine)} bytes, by {library}\n"
+    assert is_whole(library, engine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["gone.onnx"], "gone.onnx: no such file"), (["m.onnx", "--into", "no/m.plan"], "there is no folder 'no'")],
+)
+def test_what_cannot_be_built_ahead_of_time_is_one_sentence(tmp_path, arguments, complaint):
+    write_doubles(tmp_path / "m.onnx")
+    refused = kservekit("engine", *arguments, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert complaint in refused.stderr
 
 
 def test_without_tensorrt_the_way_out_is_said(monkeypatch):
