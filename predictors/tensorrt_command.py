@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kservekit import config
 from kservekit.errors import CannotStart
+from kservekit.predictors import tensorrt_runtime
 from kservekit.predictors.tensorrt_build import build, options
 from kservekit.predictors.tensorrt_cache import write
-from kservekit.predictors.tensorrt_runtime import tensorrt
 
 EXAMPLES = """\
 examples:
@@ -37,7 +38,9 @@ def run(arguments: Sequence[str], put: Callable[[str], None]) -> int:
     into = found.into or found.model.with_suffix(".engine")
     if not into.parent.is_dir():
         raise CannotStart(f"--into is {str(into)!r}: there is no folder {str(into.parent)!r}")
-    library = tensorrt()
+    library = tensorrt_runtime.tensorrt()
+    # What the library says of a failure comes as one sentence from build.
+    logging.getLogger(tensorrt_runtime.__name__).setLevel(logging.CRITICAL)
     engine = build(library, found.model, wanted)
     write(into, engine)
     put(f"{into}: {len(engine)} bytes, by {library}")

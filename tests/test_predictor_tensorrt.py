@@ -115,18 +115,19 @@ def test_inputs_whose_sizes_contradict_each_other_are_the_callers_fault(bench):
         )
     )
     one, two = np.ones(1, np.float32), np.ones(2, np.float32)
+    assert ask(predictor, a=two, b=two)["y"].tolist() == [2, 2]
     with pytest.raises(InvalidInput, match=r"these shapes together: 'a' \[1\], 'b' \[2\]"):
         ask(predictor, a=one, b=two)
     assert ask(predictor, a=two, b=two)["y"].tolist() == [2, 2]
 
 
 def test_requests_of_all_profiles_are_served_by_one_context(bench):
-    profiles = [{"x": ((1, 2), (1, 2), (2, 2))}, {"x": ((3, 2), (64, 2), (64, 2))}]
+    profiles = [{"x": ((1, 2), (1, 2), (2, 2))}, {"x": ((3, 2), (48, 2), (96, 2))}]
     predictor = bench.loaded(Model(profiles=profiles))
-    for count in (1, 64, 2, 3):
+    for count in (1, 96, 2, 3):
         assert ask(predictor, x=rows(count))["y"].tolist() == (rows(count) * 2).tolist()
-    with pytest.raises(InvalidInput, match=r"\[1, 2\] to \[2, 2\], or \[3, 2\] to \[64, 2\]"):
-        ask(predictor, x=rows(65))
+    with pytest.raises(InvalidInput, match=r"\[1, 2\] to \[2, 2\], or \[3, 2\] to \[96, 2\]"):
+        ask(predictor, x=rows(97))
 
 
 def test_a_caller_who_gives_up_harms_nobody_and_takes_no_context_with_him(bench):

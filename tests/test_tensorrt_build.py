@@ -210,13 +210,19 @@ def test_an_engine_can_be_built_ahead_of_time(library, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["gone.onnx"], "gone.onnx: no such file"), (["m.onnx", "--into", "no/m.plan"], "there is no folder 'no'")],
+    [
+        (["gone.onnx"], "gone.onnx: no such file"),
+        (["m.onnx", "--into", "no/m.plan"], "there is no folder 'no'"),
+        (["junk.onnx"], "Failed to parse the ONNX model"),
+    ],
 )
 def test_what_cannot_be_built_ahead_of_time_is_one_sentence(tmp_path, arguments, complaint):
     write_doubles(tmp_path / "m.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
     refused = kservekit("engine", *arguments, cwd=tmp_path)
     assert refused.returncode == 1
     assert complaint in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_without_tensorrt_the_way_out_is_said(monkeypatch):
