@@ -36,7 +36,8 @@ class TensorRTPredictor(Predictor):
         self.settings = settings or config.read(TensorRTSettings)
         # As many threads as contexts: whoever has a thread finds a context, and keeps it until his run is over, also
         # where his caller is gone.
-        self._threads = HandlerPool(max(1, self.settings.contexts))
+        waiting = config.read(config.ServerSettings).handler_queue
+        self._threads = HandlerPool(max(1, self.settings.contexts), waiting)
         self._idle: queue.SimpleQueue[Context] = queue.SimpleQueue()
         self._contexts = 0
         self._batcher: MicroBatcher | None = None

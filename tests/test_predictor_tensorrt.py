@@ -3,19 +3,23 @@
 import asyncio
 import logging
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is for Linux on x86_64")
 
+import calls
 import standin_tensorrt as standin
+from calls import WIRES
 from standin_tensorrt import Model, runtime, trt
 from test_tensorrt_build import OPTIONS, write_doubles
 
 from kservekit.codec.message import Request
 from kservekit.config import TensorRTSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelError, Unavailable
+from kservekit.local.server import LocalServer
 from kservekit.predictors import tensorrt as predictor_module
 from kservekit.predictors import tensorrt_runtime
 from kservekit.predictors.tensorrt import TensorRTPredictor
@@ -382,6 +386,43 @@ def test_a_run_that_the_engine_refuses_fails_alone(bench, monkeypatch):
             ask(predictor, x=rows(1))
     assert predictor.ready
     assert ask(predictor, x=rows(1))["y"].tolist() == [[0, 2]]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    settings = {
+        "KSERVEKIT_TENSORRT_MODEL_PATH": str(write_doubles(folder / "m.onnx")),
+        "KSERVEKIT_TENSORRT_ENGINE_CACHE": str(folder / "engines"),
+        "KSERVEKIT_TENSORRT_CONTEXTS": "2",
+        "KSERVEKIT_REPOSITORY_API": "true",
+    }
+    target = f"{Path(standin.__file__).with_name('served_tensorrt.py')}:OnStandIn"
+    with LocalServer(target, model_name="m", settings=settings) as server:
+        yield server
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_an_engine_answers_over_every_wire_and_says_its_maximum(served, wire):
+    assert served_answer(served, wire, rows(3)) == (rows(3) * 2).tolist()
+    with pytest.raises(InvalidInput, match=r"'x' has shape \[9, 2\]: this engine takes \[1, 2\] to \[8, 2\]"):
+        served_answer(served, wire, rows(9))
+    assert served_answer(served, wire, rows(8)) == (rows(8) * 2).tolist()
+
+
+def served_answer(served, wire, values):
+    (only,) = calls.ask(served, wire, {"x": values}).tensors.values()  # v1 has no name for it
+    return only.tolist()
+
+
+def test_an_engine_is_unloaded_and_loaded_again_on_request(served):
+    metadata = calls.http(served.http_url, "/v2/models/m").json
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+    assert calls.http(served.http_url, "/v2/repository/models/m/unload", {}).status == 200
+    with pytest.raises(Unavailable):
+        served_answer(served, "v2 gRPC", rows(1))
+    assert calls.http(served.http_url, "/v2/repository/models/m/load", {}).status == 200
+    assert served_answer(served, "v2 gRPC", rows(1)) == [[0, 2]]
 
 
 def test_the_log_says_that_it_is_experimental(bench, caplog):
