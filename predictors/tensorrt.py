@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 from pathlib import Path
@@ -77,6 +78,7 @@ class TensorRTPredictor(Predictor):
     async def close(self) -> None:
         if self._batcher is not None:
             await self._batcher.close()
+        await asyncio.to_thread(self.stop)
 
     def stop(self) -> None:
         """Gives the GPU back, once the runs that have begun are over."""

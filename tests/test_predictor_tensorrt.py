@@ -13,6 +13,8 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is for Lin
 import calls
 import standin_tensorrt as standin
 from calls import WIRES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from standin_tensorrt import Model, runtime, trt
 from test_tensorrt_build import OPTIONS, write_doubles
 
@@ -26,7 +28,7 @@ from kservekit.predictors.tensorrt import TensorRTPredictor
 from kservekit.predictors.tensorrt_build import build
 from kservekit.predictors.tensorrt_engine import deserialize
 from kservekit.predictors.tensorrt_runtime import Gpu
-from kservekit.tensors import TensorSpec
+from kservekit.tensors import DATATYPES, TensorSpec
 
 FIXED = {"inputs": {"x": (3, 2)}, "outputs": {"y": (3, 2)}, "profiles": []}
 
@@ -167,6 +169,64 @@ def test_a_caller_who_gives_up_harms_nobody_and_takes_no_context_with_him(bench)
     assert len(most) == 4  # the one who gave up in line was never begun
     predictor.stop()  # which waits for both contexts
     assert bench.gpu.used == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 3)), max_size=24))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whoever_stays_gets_his_own_rows_whoever_leaves_and_whatever_is_refused(three_contexts, callers):
+    async def all_of_them():
+        tasks = []
+        for at, (count, leaves, turns) in enumerate(callers):
+            tasks.append(asyncio.create_task(three_contexts.infer({"x": rows(count, at)})))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if leaves:
+                tasks[-1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    for at, answer in enumerate(asyncio.run(all_of_them())):
+        count, leaves, _ = callers[at]
+        if isinstance(answer, dict):
+            assert answer["y"].tolist() == (rows(count, at) * 2).tolist()
+        elif leaves:
+            assert isinstance(answer, asyncio.CancelledError | InvalidInput)
+        else:
+            assert isinstance(answer, InvalidInput)
+            assert count in (0, 9)
+
+
+@pytest.fixture
+def three_contexts(bench):
+    predictor = bench.loaded(contexts=3)
+    yield predictor
+    predictor.stop()
+    assert bench.gpu.used == 0
+
+
+def test_an_unload_waits_for_the_runs_that_have_begun(bench):
+    entered, leave = threading.Event(), threading.Event()
+
+    def slowly(arrays):
+        if arrays["x"].any():
+            entered.set()
+            leave.wait(60)
+        return {"y": arrays["x"] * 2}
+
+    predictor = bench.loaded(Model(compute=slowly))
+
+    async def unload_in_the_midst():
+        running = asyncio.create_task(predictor.infer({"x": rows(2)}))
+        await asyncio.to_thread(entered.wait)
+        unloading = asyncio.create_task(predictor.close())
+        while predictor._contexts:  # noqa: ASYNC110 - that it has begun, nothing says
+            await asyncio.sleep(0)
+        assert bench.gpu.used > 0
+        leave.set()
+        await unloading
+        assert bench.gpu.used == 0
+        return await running
+
+    assert asyncio.run(unload_in_the_midst())["y"].tolist() == (rows(2) * 2).tolist()
 
 
 def test_callers_who_share_a_run_get_their_own_rows_and_a_large_request_is_split(bench):
@@ -330,10 +390,30 @@ def test_settings_that_only_a_build_takes_say_so_of_an_engine_that_is_built(benc
     assert "KSERVEKIT_TENSORRT_PRECISION and _SIZES say how an engine is built" in caplog.text
 
 
+DATATYPES_OF_TENSORRT = list(trt.DataType.__members__.values())
+REFUSED = [trt.fp8, trt.fp4, trt.int4, trt.e8m0]
+
+
+def declared(bench, plan, datatype):
+    library = standin.library(bench.gpu, Model(datatypes={"x": datatype}))
+    return deserialize(library, plan, "m.plan", Gpu("Any", "9.0")).spec.inputs[0].datatype
+
+
+@pytest.mark.parametrize("datatype", [item for item in DATATYPES_OF_TENSORRT if item not in REFUSED], ids=str)
+def test_a_datatype_is_the_protocols_of_the_same_values(bench, plan, datatype):
+    same = DATATYPES["BF16"] if datatype == trt.bfloat16 else np.dtype(trt.nptype(datatype))
+    assert DATATYPES[declared(bench, plan, datatype)] == same
+
+
+@pytest.mark.parametrize("datatype", REFUSED, ids=str)
+def test_a_datatype_that_the_protocol_lacks_is_refused(bench, plan, datatype):
+    with pytest.raises(CannotStart, match=f"'x' is {datatype.name}, which the protocol has no datatype for"):
+        declared(bench, plan, datatype)
+
+
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        (Model(datatypes={"y": trt.DataType.FP8}), "'y' is FP8, which the protocol has no datatype for"),
         (Model(formats={"x": trt.TensorFormat.CHW32}), "'x' has its values in the order CHW32"),
         (Model(locations={"x": trt.TensorLocation.HOST}), "the values of 'x' are the sizes of another tensor"),
         (Model(shapes=lambda shapes: {"y": (-1, 2)}), "size of output 'y' depends on the values"),

@@ -122,15 +122,24 @@ def test_int8_asks_for_a_model_that_is_quantized(library, tmp_path):
         build(ten, path, options)
     with pytest.raises(CannotStart, match=r"PRECISION has 'fp8': TensorRT [\d.]+ takes fp16, int8"):
         build(ten, path, dataclasses.replace(OPTIONS, precision=("fp8",)))
-    scale = numpy_helper.from_array(np.array(0.1, np.float32), "scale")
-    zero = numpy_helper.from_array(np.array(0, np.int8), "zero")
+    assert build(ten, write_quantized(tmp_path / "q.onnx", TensorProto.INT8), options)
+
+
+@pytest.mark.parametrize("datatype", [TensorProto.INT8, TensorProto.FLOAT8E4M3FN])
+def test_a_quantized_model_is_built_as_it_is(library, tmp_path, datatype):
+    assert is_whole(library, build(library, write_quantized(tmp_path / "q.onnx", datatype), OPTIONS))
+
+
+def write_quantized(path, datatype):
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("zero", datatype, [], [0])
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
         helper.make_node("Relu", ["d"], ["y"]),
     ]
-    ends = [[("x", TensorProto.FLOAT, ["n", 2])], [("y", TensorProto.FLOAT, ["n", 2])]]
-    assert build(ten, write_onnx(tmp_path / "q.onnx", nodes, *ends, [scale, zero]), options)
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 2])], [("y", TensorProto.FLOAT, ["n", 2])]
+    return write_onnx(path, nodes, inputs, outputs, [scale, zero])
 
 
 def test_an_engines_name_differs_where_anything_does_that_it_depends_on(library, tmp_path):
