@@ -1,4 +1,7 @@
-"""Where the tensors of one run lie: a block of the GPU's memory, and a pinned one of the host's, made once."""
+"""Where the tensors of one run lie: a block of the GPU's memory, and a pinned one of the host's, made once.
+
+Experimental: no GPU has run it yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One execution context with a stream and buffers of its own: one run at a time."""
+"""One execution context with a stream and buffers of its own: one run at a time.
+
+Experimental: no GPU has run it yet.
+"""
 
 from __future__ import annotations
 

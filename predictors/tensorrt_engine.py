@@ -1,4 +1,7 @@
-"""A serialized engine, taken by the runtime or refused with the reason, and what it says of itself."""
+"""A serialized engine, taken by the runtime or refused with the reason, and what it says of itself.
+
+Experimental: no GPU has run it yet; what the runtime refuses without one, it has refused.
+"""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_an_unload_waits_for_the_runs_that_have_begun(bench):
         running = asyncio.create_task(predictor.infer({"x": rows(2)}))
         await asyncio.to_thread(entered.wait)
         unloading = asyncio.create_task(predictor.close())
-        while predictor._contexts:  # noqa: ASYNC110 - that it has begun, nothing says
+        while predictor._contexts and not unloading.done():  # noqa: ASYNC110 - that it has begun, nothing says
             await asyncio.sleep(0)
         assert bench.gpu.used > 0
         leave.set()

@@ -110,9 +110,27 @@ class WithFlags:
     def __init__(self, api):
         self.api = api
         self.BuilderFlag = SimpleNamespace(__members__={"FP16": api.BuilderFlag.TF32, "INT8": api.BuilderFlag.DEBUG})
+        self.networks = []
+
+    def Builder(self, notes):
+        networks = self.networks
+
+        class Noted(self.api.Builder):
+            def create_network(self, flags=0):
+                networks.append(flags)
+                return super().create_network(flags)
+
+        return Noted(notes)
 
     def __getattr__(self, name):
         return getattr(self.api, name)
+
+
+def test_the_files_own_datatypes_hold_where_no_precision_is_asked_for(library, tmp_path):
+    ten, path = Library(WithFlags(library.api), "TensorRT"), write_doubles(tmp_path / "m.onnx")
+    build(ten, path, OPTIONS)
+    build(ten, path, dataclasses.replace(OPTIONS, precision=("fp16",)))
+    assert ten.api.networks == [1 << int(library.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED), 0]
 
 
 def test_int8_asks_for_a_model_that_is_quantized(library, tmp_path):
