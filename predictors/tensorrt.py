@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kservekit import config
 from kservekit.config import TensorRTSettings
-from kservekit.errors import CannotStart, ModelError, Unavailable
+from kservekit.errors import CannotStart, ServingError, Unavailable
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
 from kservekit.predictors.batching import MicroBatcher
 from kservekit.predictors.tensorrt_build import Options, build, options
@@ -91,7 +91,7 @@ class TensorRTPredictor(Predictor):
             for _ in range(self.settings.contexts):
                 self._idle.put(Context(engine, cuda, graphs=self.settings.cuda_graphs))
                 self._contexts += 1
-        except (CudaError, ModelError) as error:
+        except (CudaError, ServingError) as error:
             made = self._contexts
             self.stop()
             raise CannotStart(

@@ -391,6 +391,12 @@ def test_settings_that_only_a_build_takes_say_so_of_an_engine_that_is_built(benc
 
 
 DATATYPES_OF_TENSORRT = list(trt.DataType.__members__.values())
+
+
+def contradiction(shapes):
+    raise RuntimeError
+
+
 REFUSED = [trt.fp8, trt.fp4, trt.int4, trt.e8m0]
 
 
@@ -416,6 +422,7 @@ def test_a_datatype_that_the_protocol_lacks_is_refused(bench, plan, datatype):
     [
         (Model(formats={"x": trt.TensorFormat.CHW32}), "'x' has its values in the order CHW32"),
         (Model(locations={"x": trt.TensorLocation.HOST}), "the values of 'x' are the sizes of another tensor"),
+        (Model(shapes=contradiction), r"context 1 of 1 cannot be made: .* shapes together: 'x' \[8, 2\]"),
         (Model(shapes=lambda shapes: {"y": (-1, 2)}), "size of output 'y' depends on the values"),
     ],
 )
