@@ -69,6 +69,7 @@ def _verb(argv: Sequence[str] | None) -> int:
             "a model's file to a Triton model repository, and what is wrong with one",
         ),
         "triton": (triton, "a running Triton: its models, load and unload, statistics, trace and log settings"),
+        "engine": (engine, "an ONNX file to a TensorRT engine, ahead of time"),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -152,6 +153,12 @@ def repository(arguments: list[str]) -> int:
 
 def triton(arguments: list[str]) -> int:
     from kservekit.predictors.triton_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def engine(arguments: list[str]) -> int:
+    from kservekit.predictors.tensorrt_command import run
 
     return run(arguments, lambda line: put(line, sys.stdout))
 

@@ -156,6 +156,36 @@ class OnnxSettings:
 
 
 @dataclass(frozen=True)
+class TensorRTSettings:
+    prefix: ClassVar[str] = "KSERVEKIT_TENSORRT_"
+
+    model_path: str = "/mnt/models/model.plan"
+    """A serialized engine (.plan, .engine), or an .onnx file that an engine is built from."""
+    min_batch: int = 1
+    """The fewest rows that an engine built from ONNX takes, where the file leaves its first size open."""
+    opt_batch: int = 0
+    """The rows that its kernels are chosen for; 0: as many as it takes."""
+    max_batch: int = 8
+    """The most rows that it takes; memory is set aside for so many."""
+    sizes: str = ""
+    """Other sizes that the file leaves open, by its own names or as input[axis]: height=224,tokens=1:128:512 (one
+    size, or smallest, best and largest)."""
+    precision: tuple[str, ...] = ()
+    """What layers may compute in beside FP32: fp16, bf16, int8, fp8. For TensorRT 10; TensorRT 11 and TensorRT for RTX
+    compute in the datatypes that the file has."""
+    engine_cache: str = "~/.cache/kservekit/engines"
+    """The folder where engines that were built are kept; empty: none is."""
+    contexts: int = 1
+    """How many runs the GPU is given at once; each has buffers of its own."""
+    cuda_graphs: bool = False
+    """Whether a run is recorded once and played from then on: in TensorRT for an engine of fixed shapes."""
+    batch_rows: int = 0
+    """Callers who come at about the same time share a run of at most so many rows; 0: each has his own."""
+    batch_delay_ms: int = 2
+    """How long a batch that is not full waits for more callers while a context is idle."""
+
+
+@dataclass(frozen=True)
 class ImageSettings:
     prefix: ClassVar[str] = "KSERVEKIT_IMAGE_"
 
@@ -190,6 +220,7 @@ ALL = (
     ResponseCacheSettings,
     TritonSettings,
     OnnxSettings,
+    TensorRTSettings,
     ImageSettings,
 )
 

@@ -1,0 +1,14 @@
+"""TensorRTPredictor as a server's target where there is no GPU."""
+
+import standin_tensorrt as standin
+
+from kservekit.predictors import tensorrt_runtime
+from kservekit.predictors.tensorrt import TensorRTPredictor
+
+
+class OnStandIn(TensorRTPredictor):
+    def load(self) -> bool:
+        gpu = standin.Gpu()
+        library = standin.library(gpu, standin.Model())
+        tensorrt_runtime.tensorrt, tensorrt_runtime.cuda = lambda: library, lambda: gpu.cuda
+        return super().load()
