@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from kservekit import config
 from kservekit.config import ImageSettings
+from kservekit.cpus import usable_cpus
 from kservekit.errors import CannotStart, InvalidInput, ModelError, PayloadTooLarge, UnsupportedMedia
 from kservekit.oip import Backend
 from kservekit.serving import Tensors, TensorSpec, Transformer
@@ -94,7 +94,7 @@ class ImageTransformer(Transformer):
         self._scale = np.float32(1) / np.array(self.settings.std, dtype=np.float32)
         self._shift = np.array(self.settings.mean, dtype=np.float32) * self._scale
         self._input_name = ""
-        self._decoders = threading.BoundedSemaphore(self.settings.decoders or os.cpu_count() or 1)
+        self._decoders = threading.BoundedSemaphore(self.settings.decoders or usable_cpus())
 
     async def to_tensors(self, tensors: Tensors) -> Tensors:
         name = await self._predictor_input()
