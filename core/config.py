@@ -146,7 +146,10 @@ class OnnxSettings:
     model_path: str = "/mnt/models/model.onnx"
     """The model's file; KServe's storage initializer puts models into /mnt/models."""
     threads: int = 0
-    """Threads of one inference; 0: ONNX Runtime's choice, a thread a core."""
+    """Threads of one inference; 0: one for each CPU that the container may use."""
+    providers: tuple[str, ...] = ("auto",)
+    """ONNX Runtime's execution providers, the preferred one first, such as cuda,cpu; auto: TensorRT, CUDA and CPU, as
+    far as they are installed and work."""
     batch_rows: int = 0
     """Callers who come at about the same time share a run of at most so many rows; 0: each has his own."""
     batch_delay_ms: int = 2
@@ -178,7 +181,8 @@ class ImageSettings:
     max_images: int = 64
     """The most pictures in one request."""
     decoders: int = 0
-    """How many pictures are decoded at once, and so in memory at their full size; 0: as many as cores."""
+    """How many pictures are decoded at once, and so in memory at their full size; 0: as many as the container may use
+    CPUs."""
 
 
 ALL = (
