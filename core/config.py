@@ -170,6 +170,9 @@ class ImageSettings:
     """Divides each channel afterwards."""
     layout: str = "NCHW"
     """NCHW or NHWC."""
+    datatype: str = "FP32"
+    """FP32; or UINT8, the pixels as they are and a quarter of the bytes, for a model that has a mean and a deviation of
+    its own, such as `kservekit repository build --normalize` makes."""
     labels: str = ""
     """A text file with one label a line, in the model's class order."""
     top: int = 5

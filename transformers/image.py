@@ -60,7 +60,8 @@ class ImageTransformer(Transformer):
     `classes` INT64 [n, top] and, with a labels file, `labels` BYTES [n, top]. Settings: KSERVEKIT_IMAGE_*.
 
     A picture is turned upright (EXIF), made RGB (transparency is dropped), resized by its shorter side
-    (bicubic), cropped at its centre and normalized to (x - mean) / std on 0 to 255.
+    (bicubic), cropped at its centre and normalized to (x - mean) / std on 0 to 255. The last is left to the
+    predictor where KSERVEKIT_IMAGE_DATATYPE is UINT8.
     """
 
     inputs = (TensorSpec("image", "BYTES", (-1,), content_type="base64"),)
@@ -72,6 +73,8 @@ class ImageTransformer(Transformer):
         self.settings = settings or config.read(ImageSettings)
         if self.settings.layout not in ("NCHW", "NHWC"):
             raise CannotStart(f"KSERVEKIT_IMAGE_LAYOUT is {self.settings.layout!r}: expected NCHW or NHWC")
+        if self.settings.datatype not in ("FP32", "UINT8"):
+            raise CannotStart(f"KSERVEKIT_IMAGE_DATATYPE is {self.settings.datatype!r}: expected FP32 or UINT8")
         if self.settings.resize < self.settings.size:
             raise CannotStart(
                 f"KSERVEKIT_IMAGE_RESIZE is {self.settings.resize}: "
@@ -129,11 +132,18 @@ class ImageTransformer(Transformer):
                 raise ModelError(
                     f"the predictor takes {', '.join(repr(item.name) for item in inputs)}: expected one input"
                 )
+            if inputs and inputs[0].datatype != self.settings.datatype:
+                raise ModelError(
+                    f"the predictor takes {inputs[0].datatype}, and KSERVEKIT_IMAGE_DATATYPE is "
+                    f"{self.settings.datatype}: expected a model that takes what is sent"
+                )
             self._input_name = inputs[0].name if inputs else "image"  # v1 has no metadata, and needs no name
         return self._input_name
 
     def _tensor(self, files: np.ndarray) -> np.ndarray:
         pixels = self.pixels(files)
+        if self.settings.datatype == "UINT8":
+            return pixels if self.settings.layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         with stage("normalize"):
             if self.settings.layout == "NHWC":
                 nhwc: np.ndarray = np.multiply(pixels, self._scale, dtype=np.float32)
