@@ -315,24 +315,3 @@ def test_faults_of_the_folders_are_found(repository):
     assert check(repository)[0].what.startswith("no version")
     (repository / "m/one").rename(repository / "m/01")
     assert any("versions begin with 1 to 9" in finding.what for finding in check(repository))
-
-
-def test_steps_of_an_ensemble_are_followed(repository):
-    (repository / "e/1").mkdir(parents=True)
-    text = """
-    platform: "ensemble"
-    input { name: "in" data_type: TYPE_FP32 dims: 3 }
-    output { name: "out" data_type: TYPE_FP32 dims: 3 }
-    ensemble_scheduling {
-      step { model_name: "m" model_version: -1 input_map { key: "x" value: "in" } output_map { key: "y" value: "out" } }
-    }
-    """
-    (repository / "e/config.pbtxt").write_text(text)
-    assert check(repository) == []
-    for old, new, sentence in (
-        ('model_name: "m"', 'model_name: "n"', "a step runs 'n': there is 'e', 'm'"),
-        ('key: "x"', 'key: "z"', "'m' has no input 'z'"),
-        ('value: "out"', 'value: "other"', "no step and no input gives 'out'"),
-    ):
-        (repository / "e/config.pbtxt").write_text(text.replace(old, new))
-        assert sentence in check(repository)[0].what
