@@ -258,6 +258,35 @@ def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
         read_onnx(tmp_path / "bad.onnx")
 
 
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+CORRUPT = {
+    "half of a file": lambda folder: half(folder / "model.onnx"),
+    "nothing in it": lambda folder: (folder / "model.onnx").write_bytes(b""),
+    "no weights": lambda folder: (folder / "w.bin").unlink(),
+    "half of its weights": lambda folder: half(folder / "w.bin"),
+}
+
+
+@pytest.mark.parametrize("corrupt", CORRUPT.values(), ids=CORRUPT)
+def test_a_corrupt_file_is_not_built_and_found_and_refused_by_triton(local_triton, tmp_path, rows, corrupt):
+    source = tmp_path / "model.onnx"
+    onnx.save(onnx.load(rows), source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    built = build(Build(source, "m", target="local", warm_up=False), tmp_path / "models")
+    corrupt(tmp_path)
+    with pytest.raises(CannotStart, match=r"model\.onnx (is no ONNX file|has weights in 'w\.bin')") as refused:
+        build(Build(source, "n"), tmp_path / "models")
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "models/n").exists()
+    corrupt(built.folder / "1")
+    (found,) = [finding for finding in check(tmp_path / "models") if finding.is_error]
+    assert found.what.startswith("model.onnx ")
+    with pytest.raises(CannotStart, match=r"the model m .*failed to load: "):
+        local_triton(tmp_path / "models")
+
+
 GOOD = """
 backend: "onnxruntime"
 max_batch_size: 8
