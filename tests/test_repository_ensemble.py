@@ -6,7 +6,7 @@ import io
 import numpy as np
 import onnxruntime
 import pytest
-from calls import kservekit
+from calls import WIRES, ask, kservekit
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper, save
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from kservekit.codec.message import Request
 from kservekit.config import ImageSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelError
+from kservekit.local.server import LocalServer
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_normalize import Normalization
@@ -150,8 +151,8 @@ def test_for_a_gpu_each_of_the_three_is_what_tritons_own_protobuf_reads(files, t
     assert list((tmp_path / "turned/1").iterdir())  # an object store would lose an empty folder
 
 
-def picture_file(seed):
-    noise = np.random.default_rng(seed).integers(0, 256, (30, 20, 3)).astype(np.uint8)
+def picture_file(seed, size=(30, 20)):
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     return buffer.getvalue()
@@ -165,7 +166,6 @@ def test_an_image_transformer_that_sends_uint8_gets_the_scores_of_the_one_that_n
     build_normalizing(
         Build(file, "m", target="local", warm_up=False), Normalization(MEAN, STD, layout), tmp_path / "models"
     )
-    # Of its two outputs a transformer for pictures takes the scores alone.
     triton = local_triton(tmp_path / "models")
     request = Request({"image": np.array([picture_file(1), picture_file(2)], object)}, model="m")
 
@@ -187,8 +187,39 @@ def test_an_image_transformer_that_sends_uint8_gets_the_scores_of_the_one_that_n
     assert np.allclose(uint8["scores"], fp32["scores"], rtol=1e-4, atol=1e-5)
 
 
+def test_it_is_served_to_callers_with_pictures_through_a_predictor_and_a_transformer(local_triton, tmp_path):
+    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["means"]), helper.make_node("Flatten", ["means"], ["y"])]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 16, 16])
+    graph = helper.make_graph(nodes, "m", [image], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    build_normalizing(Build(tmp_path / "m.onnx", "m", target="local"), Normalization(MEAN, STD), tmp_path / "models")
+    triton = local_triton(tmp_path / "models")
+    target = "kservekit.predictors.triton:TritonPredictor"
+    settings = {"DATATYPE": "UINT8", "SIZE": "16", "RESIZE": "16", "TOP": "3", "SOFTMAX": "false", "MAX_IMAGES": "9"}
+    with (
+        LocalServer(target, model_name="m", settings={"KSERVEKIT_TRITON_URL": triton.grpc_url}) as predictor,
+        LocalServer(
+            "kservekit.transformers.image:ImageTransformer",
+            f"--predictor_host={predictor.grpc_url}",
+            "--predictor_protocol=grpc-v2",
+            model_name="m",
+            settings={f"KSERVEKIT_IMAGE_{key}": value for key, value in settings.items()},
+        ) as transformer,
+    ):
+        pictures = np.array([picture_file(1, (16, 16))] * 9, object)
+        answer = ask(transformer, "v2 binary", {"image": pictures[:2]}).tensors
+        pixels = np.asarray(Image.open(io.BytesIO(pictures[0])))
+        wanted = (pixels.reshape(-1, 3).mean(axis=0) - MEAN) / STD
+        assert answer["classes"].tolist() == [np.argsort(-wanted).tolist()] * 2
+        assert np.allclose(answer["scores"], np.sort(wanted)[::-1], rtol=1e-4, atol=1e-5)
+        for wire in WIRES:
+            with pytest.raises(InvalidInput, match="batch-size must be <= 8"):
+                ask(transformer, wire, {"image": pictures})
+        assert ask(transformer, "v2 gRPC", {"image": pictures[:8]}).tensors["scores"].shape == (8, 3)
+
+
 class Only:
-    """A backend that asks for one output, and keeps what was sent."""
+    """A backend that asks for one output, as a transformer for pictures wants it, and keeps what was sent."""
 
     def __init__(self, output, backend):
         self.output, self.backend, self.close, self.spec = output, backend, backend.close, backend.spec
