@@ -148,7 +148,10 @@ class OnnxSettings:
     model_path: str = "/mnt/models/model.onnx"
     """The model's file; KServe's storage initializer puts models into /mnt/models."""
     threads: int = 0
-    """Threads of one inference; 0: ONNX Runtime's choice, a thread a core."""
+    """Threads of one inference; 0: one for each CPU that the container may use."""
+    providers: tuple[str, ...] = ("auto",)
+    """ONNX Runtime's execution providers, the preferred one first, such as cuda,cpu; auto: TensorRT, CUDA and CPU, as
+    far as they are installed and work."""
     batch_rows: int = 0
     """Callers who come at about the same time share a run of at most so many rows; 0: each has his own."""
     batch_delay_ms: int = 2
@@ -199,6 +202,9 @@ class ImageSettings:
     """Divides each channel afterwards."""
     layout: str = "NCHW"
     """NCHW or NHWC."""
+    datatype: str = "FP32"
+    """FP32; or UINT8, the pixels as they are and a quarter of the bytes, for a model that has a mean and a deviation of
+    its own, such as `kservekit repository build --normalize` makes."""
     labels: str = ""
     """A text file with one label a line, in the model's class order."""
     top: int = 5
@@ -210,7 +216,8 @@ class ImageSettings:
     max_images: int = 64
     """The most pictures in one request."""
     decoders: int = 0
-    """How many pictures are decoded at once, and so in memory at their full size; 0: as many as cores."""
+    """How many pictures are decoded at once, and so in memory at their full size; 0: as many as the container may use
+    CPUs."""
 
 
 ALL = (

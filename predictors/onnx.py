@@ -1,4 +1,4 @@
-"""A KServe predictor with ONNX Runtime in its own process: no GPU and no Triton needed."""
+"""A KServe predictor with ONNX Runtime in its own process: no Triton and no GPU needed, but a GPU used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from kservekit import config
 from kservekit.config import OnnxSettings
+from kservekit.cpus import usable_cpus
 from kservekit.errors import CannotStart, InvalidInput
 from kservekit.predictors.batching import MicroBatcher
+from kservekit.predictors.onnx_providers import check_in_use, chosen
 from kservekit.serving import Predictor, Tensors, TensorSpec
 from kservekit.serving.pool import handler_pool
 
@@ -35,14 +37,21 @@ _DATATYPES = {
 class OnnxPredictor(Predictor):
     """Takes and gives what the file declares; dynamic sizes are -1.
 
-    Settings: KSERVEKIT_ONNX_MODEL_PATH, _THREADS. Callers who come at about the same time share a run where
+    Settings: KSERVEKIT_ONNX_MODEL_PATH, _THREADS, _PROVIDERS. Callers who come at about the same time share a run where
     KSERVEKIT_ONNX_BATCH_ROWS is set: so many rows at most, and a wait of _BATCH_DELAY_MS at most.
+
+    A file that is taken away or replaced while it is served changes nothing until the model is loaded again. Weights
+    beside it are mapped into memory: replace them by a rename, because who writes into them ends this process.
+
+    Experimental: TensorRT and CUDA, the latter with inputs and outputs bound to the GPU, which none has run yet.
     """
 
     def __init__(self, name: str = "model", *, settings: OnnxSettings | None = None) -> None:
         super().__init__(name)
         self.settings = settings or config.read(OnnxSettings)
         self.session: Any = None
+        self._bound_to = ""
+        """The device that inputs and outputs are bound to; empty: none."""
         self._dimensions: list[tuple[str, int, str]] = []
         self._batcher: MicroBatcher | None = None
 
@@ -55,20 +64,25 @@ class OnnxPredictor(Predictor):
         path = Path(self.settings.model_path)
         if not path.is_file():
             raise CannotStart(f"KSERVEKIT_ONNX_MODEL_PATH is {str(path)!r}: no such file")
+        providers = chosen(self.settings.providers, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.settings.threads
+        options.intra_op_num_threads = self.settings.threads or usable_cpus()
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions have no common base
             raise CannotStart(f"{path} is not a model that ONNX Runtime takes: {error}") from error
-        self.inputs = [_spec(item) for item in self.session.get_inputs()]
-        self._dimensions = _named_dimensions(self.session.get_inputs())
-        self._invalid_argument = InvalidArgument
-        self.outputs = [_spec(item) for item in self.session.get_outputs()]
+        check_in_use(self.settings.providers, providers, session.get_providers())
+        session.disable_fallback()  # to the CPU and for good, when a GPU fails in the middle of serving
+        inputs, outputs = ([_spec(item) for item in items] for items in (session.get_inputs(), session.get_outputs()))
         if self.settings.batch_rows:
-            _check_batches([*self.inputs, *self.outputs])
+            _check_batches([*inputs, *outputs])
             delay_s = self.settings.batch_delay_ms / 1000
             self._batcher = MicroBatcher(self._in_thread, max_cost=self.settings.batch_rows, max_delay_s=delay_s)
+        self.session, self.inputs, self.outputs = session, inputs, outputs
+        self._dimensions = _named_dimensions(session.get_inputs())
+        self._invalid_argument = InvalidArgument
+        texts = any(spec.datatype == "BYTES" for spec in (*inputs, *outputs))  # which no device has
+        self._bound_to = "cuda" if "CUDAExecutionProvider" in session.get_providers() and not texts else ""
         self.ready = True
         return self.ready
 
@@ -90,10 +104,24 @@ class OnnxPredictor(Predictor):
         _check_dimensions(self._dimensions, feed)
         names = [spec.name for spec in self.outputs]
         try:
-            outputs = self.session.run(names, feed)
+            outputs = self._bound_run(names, feed) if self._bound_to else self.session.run(names, feed)
         except self._invalid_argument as error:
             raise InvalidInput(f"the model does not take these values: {_reason(error)}") from error
         return dict(zip(names, outputs, strict=True))
+
+    def _bound_run(self, names: list[str], feed: Tensors) -> list[np.ndarray]:
+        """What `run` gives; inputs are on the device before it begins, and outputs until it ends."""
+        binding = self.session.io_binding()
+        for name, values in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(values))
+        for name in names:
+            binding.bind_output(name, self._bound_to)
+        try:
+            self.session.run_with_iobinding(binding)
+            outputs: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        except RuntimeError:  # one kind for all reasons; `run` tells a caller's value from the rest
+            outputs = self.session.run(names, feed)
+        return outputs
 
 
 def _check_batches(specs: list[TensorSpec]) -> None:

@@ -62,16 +62,28 @@ def read_onnx(path: Path) -> OnnxFile:
     constants = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in constants]
     specs = [[_spec(onnx, path, item) for item in items] for items in (inputs, model.graph.output)]
-    external = [ExternalDataInfo(item).location for item in model.graph.initializer if uses_external_data(item)]
-    for location in map(str, external):
-        if Path(location).is_absolute() or ".." in Path(location).parts:
-            raise CannotStart(f"{path} has weights in {location!r}: expected a file beside it, or below")
+    external = [ExternalDataInfo(item) for item in model.graph.initializer if uses_external_data(item)]
+    for info in external:
+        _check_weights(path, str(info.location), (info.offset or 0) + (info.length or 0))
     return OnnxFile(
         path,
         ModelSpec(tuple(specs[0]), tuple(specs[1])),
         {item.name: _sizes(item) for item in (*inputs, *model.graph.output)},
-        tuple(sorted(set(map(str, external)))),
+        tuple(sorted({str(info.location) for info in external})),
     )
+
+
+def _check_weights(path: Path, location: str, size: int) -> None:
+    if Path(location).is_absolute() or ".." in Path(location).parts:
+        raise CannotStart(f"{path} has weights in {location!r}: expected a file beside it, or below")
+    file = path.parent / location
+    if not file.is_file():
+        raise CannotStart(f"{path} has weights in {location!r}, which is not there: put it beside it")
+    if file.stat().st_size < size:
+        raise CannotStart(
+            f"{path} has weights in {location!r}, up to byte {size}, and that file has {file.stat().st_size} bytes: it "
+            "is of another model, or not whole"
+        )
 
 
 def _spec(onnx: Any, path: Path, item: Any) -> TensorSpec:

@@ -49,6 +49,19 @@ class Build:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A model that contradicts itself nowhere, to be written."""
+
+    config: Any
+    """The ModelConfig."""
+    files: Mapping[str, Path]
+    spec: ModelSpec
+    sizes: Mapping[str, tuple[str, ...]]
+    """By input, the names of its sizes; empty where it has none."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Built:
     folder: Path
     config: Any
@@ -59,6 +72,12 @@ class Built:
 
 def build(wanted: Build, repository: Path) -> Built:
     """CannotStart for what contradicts itself, before anything is written."""
+    model = prepare(wanted)
+    return Built(write(repository, model.config, model.files, version=wanted.version), model.config, model.notes)
+
+
+def prepare(wanted: Build) -> Prepared:
+    """What is to be written; CannotStart for what contradicts itself."""
     kind = wanted.model.suffix
     if kind not in (".onnx", ".plan", ".py"):
         raise CannotStart(f"{wanted.model} is not of a kind that is known here: expected .onnx, .plan or .py")
@@ -75,6 +94,7 @@ def build(wanted: Build, repository: Path) -> Built:
     for item in (*spec.inputs, *spec.outputs):
         if not item.shape:
             raise CannotStart(f"{item.name!r} is a scalar, which Triton does not serve: give it a size of 1")
+    sizes = {item.name: onnx.sizes[item.name] if onnx else ("",) * len(item.shape) for item in spec.inputs}
     max_batch = _max_batch(wanted, onnx, spec)
     files = {f"model{kind}": wanted.model}
     in_python = kind == ".py" or (onnx is not None and wanted.target == "local")
@@ -91,10 +111,10 @@ def build(wanted: Build, repository: Path) -> Built:
         config.response_cache.enable = True
     if wanted.tensorrt:
         _set_tensorrt(config, wanted.tensorrt)
-    notes = _set_warm_up(config, wanted, spec, onnx, max_batch) if wanted.warm_up else []
+    notes = _set_warm_up(config, wanted, spec, sizes, max_batch) if wanted.warm_up else []
     if kind == ".py" and not spec.inputs:
         notes.append("no inputs or outputs are declared: model.py must have auto_complete_config")
-    return Built(write(repository, config, files, version=wanted.version), config, tuple(notes))
+    return Prepared(config, files, spec, sizes, tuple(notes))
 
 
 def _max_batch(wanted: Build, onnx: OnnxFile | None, spec: ModelSpec) -> int:
@@ -152,12 +172,13 @@ def _set_tensorrt(config: Any, precision: str) -> None:
     )
 
 
-def _set_warm_up(config: Any, wanted: Build, spec: ModelSpec, onnx: OnnxFile | None, max_batch: int) -> list[str]:
+def _set_warm_up(
+    config: Any, wanted: Build, spec: ModelSpec, names: Mapping[str, tuple[str, ...]], max_batch: int
+) -> list[str]:
     """One row and a full batch, of zeros: the first caller should not pay for what the engine puts off."""
     shapes = {}
     for item in spec.inputs:
-        names = onnx.sizes[item.name] if onnx is not None else ("",) * len(item.shape)
-        sizes = list(zip(names, item.shape, strict=True))[1 if max_batch else 0 :]
+        sizes = list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
         dims = [wanted.sizes.get(name, size) for name, size in sizes]
         if -1 in dims:
             name = sizes[dims.index(-1)][0] or "one"

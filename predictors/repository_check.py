@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from google.protobuf import text_format
 from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import read_onnx
+from kservekit.predictors.repository import declared
+from kservekit.predictors.repository_check_ensemble import Model, faults, is_ensemble, listed
 from kservekit.tensors import TensorSpec
 
 _FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py", "pytorch": "model.pt"}
@@ -45,8 +49,10 @@ def check(repository: Path) -> list[Finding]:
         if config is not None:
             configs[folder.name] = config
             found += _model(folder, config)
+    models = {name: _for_steps(repository / name, config) for name, config in configs.items()}
     for name, config in configs.items():
-        found += _ensemble(name, config, configs)
+        if is_ensemble(config):
+            found += [Finding(f"{name}/config.pbtxt", fault) for fault in faults(name, models)]
     return found
 
 
@@ -66,8 +72,7 @@ def _model(folder: Path, config: Any) -> Iterator[Finding]:
     where = f"{folder.name}/config.pbtxt"
     if config.name and config.name != folder.name:
         yield Finding(where, f"the name is {config.name!r}, and the folder's {folder.name!r}: make them one")
-    is_ensemble = config.HasField("ensemble_scheduling") or config.platform == "ensemble"
-    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    versions = _versions(folder)
     if not versions or versions == [0]:
         yield Finding(folder.name, "no version: expected a folder called 1 with the model's file in it")
         return
@@ -75,13 +80,14 @@ def _model(folder: Path, config: Any) -> Iterator[Finding]:
         if path.is_dir() and path.name.startswith("0"):
             yield Finding(folder.name, f"Triton leaves out the folder {path.name!r}: versions begin with 1 to 9")
     backend = config.backend or _PLATFORMS.get(config.platform, "")
-    if is_ensemble:
+    if is_ensemble(config):
+        yield from _declarations(where, config, "ensemble")
         return
     if not backend:
         names = {file: backend for backend, file in _FILES.items()}
         backends = [names[path.name] for path in (folder / str(versions[-1])).iterdir() if path.name in names]
         if len(backends) != 1:
-            yield Finding(where, f"no backend, and no file that says which: expected backend: {_listed(_FILES)}")
+            yield Finding(where, f"no backend, and no file that says which: expected backend: {listed(_FILES)}")
             return
         (backend,) = backends
     file = config.default_model_filename or _FILES.get(backend)
@@ -91,7 +97,7 @@ def _model(folder: Path, config: Any) -> Iterator[Finding]:
     if config.version_policy.HasField("specific"):
         missing = [str(one) for one in config.version_policy.specific.versions if one not in versions]
         if missing:
-            yield Finding(where, f"version_policy asks for {', '.join(missing)}: there is {_listed(versions)}")
+            yield Finding(where, f"version_policy asks for {', '.join(missing)}: there is {listed(versions)}")
     yield from _declarations(where, config, backend)
     path = folder / str(versions[-1]) / "model.onnx"  # in the Python backend, too, where that is how ours runs it
     if backend in ("onnxruntime", "python") and path.is_file():
@@ -142,12 +148,12 @@ def _against_onnx(where: str, config: Any, path: Path) -> Iterator[Finding]:
         for item in items:
             spec = by_name.get(item.name)
             if spec is None:
-                yield Finding(where, f"{kind} {item.name!r} is not the file's: it has {_listed(by_name)}")
+                yield Finding(where, f"{kind} {item.name!r} is not the file's: it has {listed(by_name)}")
             else:
                 yield from _against(where, f"{kind} {item.name!r}", item, spec, config.max_batch_size)
         missing = by_name.keys() - {item.name for item in items}
         if kind == "input" and items and missing:
-            yield Finding(where, f"input {_listed(sorted(missing))} of the file is not declared")
+            yield Finding(where, f"input {listed(sorted(missing))} of the file is not declared")
 
 
 def _against(where: str, label: str, item: Any, spec: TensorSpec, max_batch_size: int) -> Iterator[Finding]:
@@ -164,27 +170,24 @@ def _against(where: str, label: str, item: Any, spec: TensorSpec, max_batch_size
         yield Finding(where, f"{label} has dims {dims}, and in the file {expected}")
 
 
-def _ensemble(name: str, config: Any, configs: dict[str, Any]) -> Iterator[Finding]:
-    where = f"{name}/config.pbtxt"
-    given = {item.name for item in config.input}
-    for step in config.ensemble_scheduling.step:
-        other = configs.get(step.model_name)
-        if other is None:
-            yield Finding(where, f"a step runs {step.model_name!r}: there is {_listed(sorted(configs))}")
-            continue
-        for kind, mapping, items in (
-            ("input", step.input_map, other.input),
-            ("output", step.output_map, other.output),
-        ):
-            unknown = mapping.keys() - {item.name for item in items}
-            if items and unknown:
-                yield Finding(where, f"{step.model_name!r} has no {kind} {_listed(sorted(unknown))}")
-        given |= set(step.output_map.values())
-    wanted = {tensor for step in config.ensemble_scheduling.step for tensor in step.input_map.values()}
-    wanted |= {item.name for item in config.output} if config.ensemble_scheduling.step else set()
-    for tensor in sorted(wanted - given):
-        yield Finding(where, f"no step and no input gives {tensor!r}")
+def _for_steps(folder: Path, config: Any) -> Model:
+    """As the steps of an ensemble see it: with what Triton fills in, and the versions that it serves."""
+    versions = _versions(folder)
+    path = folder / str(versions[-1] if versions else 0) / "model.onnx"
+    if not config.input and not config.output and not is_ensemble(config) and path.is_file():
+        with contextlib.suppress(CannotStart, ValueError):  # which _model says
+            of_file = declared(config.name, read_onnx(path).spec, backend="", max_batch_size=config.max_batch_size)
+            config = copy.deepcopy(config)
+            config.input.extend(of_file.input)
+            config.output.extend(of_file.output)
+    policy = config.version_policy
+    if policy.HasField("specific"):
+        served = [version for version in versions if version in policy.specific.versions]
+    else:
+        served = versions if policy.HasField("all") else versions[-(policy.latest.num_versions or 1) :]
+    return Model(config, served)
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(map(repr, names)) or "none"
+def _versions(folder: Path) -> list[int]:
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
+from kservekit.predictors.onnx_normalize import Normalization
 from kservekit.predictors.repository_build import Build, build
 from kservekit.predictors.repository_check import check
+from kservekit.predictors.repository_ensemble import build_normalizing
 from kservekit.tensors import TensorSpec
 
 EXAMPLES = """\
@@ -18,6 +20,7 @@ examples:
   kservekit repository build resnet.onnx --into models
   kservekit repository build resnet.onnx --into models --target local
   kservekit repository build resnet.onnx --into models --tensorrt fp16 --size height=224 --size width=224
+  kservekit repository build resnet.onnx --into models --normalize 123.675,116.28,103.53 58.395,57.12,57.375
   kservekit repository build score.py --name score --into models --input x:FP32:-1,30 --output score:FP32:-1,1
   kservekit repository check models
 """
@@ -50,9 +53,17 @@ def _build(options: argparse.Namespace, put: Put) -> int:
         inputs=tuple(map(_tensor, options.input)),
         outputs=tuple(map(_tensor, options.output)),
     )
-    built = build(wanted, options.into)
+    if options.normalize:
+        mean, std = map(_numbers, options.normalize)
+        built = build_normalizing(wanted, Normalization(mean, std, options.pixels), options.into)
+    elif options.pixels:
+        raise CannotStart("--pixels says how the pixels lie that --normalize takes: give that, too, or leave it out")
+    else:
+        built = build(wanted, options.into)
     config = built.config
-    put(f"{built.folder}: version {wanted.version} of {config.name!r}, for the {config.backend} backend")
+    steps = " and ".join(repr(step.model_name) for step in config.ensemble_scheduling.step)
+    what = f"an ensemble of {steps}" if steps else f"for the {config.backend} backend"
+    put(f"{built.folder}: version {wanted.version} of {config.name!r}, {what}")
     for kind, items in (("input", config.input), ("output", config.output)):
         for item in items:
             sizes = (["batch"] if config.max_batch_size else []) + ["any" if size == -1 else size for size in item.dims]
@@ -84,6 +95,16 @@ def _size(text: str) -> tuple[str, int]:
     if not name or not size.isdigit() or not int(size):
         raise CannotStart(f"--size is {text!r}: expected a name and a number, such as height=224")
     return name, int(size)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise CannotStart(
+            f"--normalize has {text!r}: expected the mean, then the deviation, each with commas between the channels, "
+            "such as 123.675,116.28,103.53"
+        ) from None
 
 
 def _tensor(text: str) -> TensorSpec:
@@ -120,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--keep", default="latest:1", metavar="POLICY", help="latest:N (default 1), all, or 1,3")
     one.add_argument("--no-warm-up", dest="warm_up", action="store_false", help="ready at once, and slow at first")
     one.add_argument("--size", action="append", default=[], metavar="NAME=N", help="an open size, for the warm-up")
+    one.add_argument(
+        "--normalize",
+        nargs=2,
+        metavar=("MEAN", "STD"),
+        help="a picture's channels on 0 to 255: then callers send UINT8, a quarter of the bytes, and Triton normalizes",
+    )
+    one.add_argument(
+        "--pixels", choices=("NCHW", "NHWC"), help="how those pixels lie (default: as the model's picture)"
+    )
     one.add_argument("--response-cache", action="store_true", help="Triton's; it has to be started with --cache-config")
     one.add_argument("--tensorrt", choices=("fp32", "fp16"), default="", help="ONNX by TensorRT, in that precision")
     for kind in ("input", "output"):

@@ -76,6 +76,20 @@ def test_layout_nhwc_puts_channels_last():
     assert np.allclose(sent["pixels"], np.broadcast_to([10, 20, 30], (1, 4, 4, 3)))
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_pixels_are_sent_as_they_are_where_the_model_normalizes_itself(layout):
+    backend = Echo()
+    backend.inputs = (TensorSpec("pixels", "UINT8", (-1, -1, -1, -1)),)
+    settings = {"size": 4, "resize": 4, "layout": layout, "datatype": "UINT8"}
+    sent, _ = transformed(file(solid((10, 20, 30))), backend=backend, **settings)
+    assert (sent["pixels"].dtype, sent["pixels"].shape) == (
+        np.uint8,
+        (1, 3, 4, 4) if layout == "NCHW" else (1, 4, 4, 3),
+    )
+    assert sent["pixels"].flags.c_contiguous
+    assert np.moveaxis(sent["pixels"], layout.index("C"), -1)[0, 2, 1].tolist() == [10, 20, 30]
+
+
 def test_the_centre_is_kept_and_the_sides_are_cropped():
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste((0, 255, 0), (100, 0, 200, 100))

@@ -1,6 +1,7 @@
 """`kservekit repository build` and `check`: what they write the real Triton loads, and what they find it refuses."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
 from kservekit.codec.message import Request
-from kservekit.errors import CannotStart
+from kservekit.errors import CannotStart, InvalidInput
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import read_onnx
@@ -99,6 +100,57 @@ def test_what_is_built_for_the_local_triton_it_loads_and_answers(local_triton, t
     assert answer(server, "declared", {"x": np.ones((3, 2), np.float32)}).tensors["y"].tolist() == [[2, 2]] * 3
     log = server.log.read_text() if hasattr(server, "log") else ""
     assert "failed to load" not in log
+
+
+def test_what_triton_cannot_run_is_one_callers_fault_and_the_next_is_served(local_triton, tmp_path):
+    nodes = [helper.make_node("Gather", ["table", "at"], ["row"]), helper.make_node("Identity", ["text"], ["same"])]
+    inputs = [("at", TensorProto.INT64, ["n", 1]), ("text", TensorProto.STRING, ["n", 1])]
+    outputs = [("row", TensorProto.FLOAT, ["n", 1]), ("same", TensorProto.STRING, ["n", 1])]
+    table = (np.arange(4, dtype=np.float32), "table")
+    save(tmp_path / "picky.onnx", nodes, inputs, outputs, [table])
+    build(Build(tmp_path / "picky.onnx", "picky", target="local", batch_delay_us=50_000), tmp_path / "models")
+    server = local_triton(tmp_path / "models")
+
+    def given(at, text=b"Zo\xc3\xab"):
+        return {"at": np.array([[at]]), "text": np.array([[text]], object)}
+
+    def outcome(tensors):
+        try:
+            return answer(server, "picky", tensors).tensors["row"].tolist()
+        except InvalidInput as error:
+            return str(error)
+
+    sent = [given(1), given(9), given(2), given(0, b"\xff"), given(3)]
+    with ThreadPoolExecutor(len(sent)) as callers:  # in one batch, or in several
+        found = list(callers.map(outcome, sent))
+    assert [one for one in found if isinstance(one, list)] == [[[1]], [[2]], [[3]]]
+    assert "idx=9 must be within the inclusive range [-4,3]" in found[1]
+    assert "bytes that are not UTF-8" in found[3]
+    with pytest.raises(InvalidInput, match="batch-size must be <= 8"):
+        answer(server, "picky", {name: np.repeat(array, 9, axis=0) for name, array in given(1).items()})
+    assert answer(server, "picky", given(1)).tensors["same"].tolist() == [[b"Zo\xc3\xab"]]
+
+
+CONTRADICTIONS = {
+    "other dims": ("dims: 3", "dims: 4"),
+    "another datatype": ("TYPE_FP32", "TYPE_FP16"),
+    "another input": ('"x"', '"z"'),
+    "another output": ('"y"', '"z"'),
+    "one dimension more": ("dims: 3", "dims: [1, 3]"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_config_that_contradicts_the_model_is_found_and_refused_by_the_local_triton(
+    local_triton, tmp_path, rows, old, new
+):
+    built = build(Build(rows, "m", target="local", warm_up=False), tmp_path / "models")
+    text = (built.folder / "config.pbtxt").read_text()
+    assert old in text
+    (built.folder / "config.pbtxt").write_text(text.replace(old, new, 1))
+    assert any(finding.is_error for finding in check(tmp_path / "models"))
+    with pytest.raises(CannotStart, match=r"config\.pbtxt declares (in|out)put .*, and (in )?model\.onnx"):
+        local_triton(tmp_path / "models")
 
 
 def test_for_a_gpu_onnx_and_plans_have_backends_of_their_own(tmp_path, rows):
@@ -206,6 +258,35 @@ def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
         read_onnx(tmp_path / "bad.onnx")
 
 
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+CORRUPT = {
+    "half of a file": lambda folder: half(folder / "model.onnx"),
+    "nothing in it": lambda folder: (folder / "model.onnx").write_bytes(b""),
+    "no weights": lambda folder: (folder / "w.bin").unlink(),
+    "half of its weights": lambda folder: half(folder / "w.bin"),
+}
+
+
+@pytest.mark.parametrize("corrupt", CORRUPT.values(), ids=CORRUPT)
+def test_a_corrupt_file_is_not_built_and_found_and_refused_by_triton(local_triton, tmp_path, rows, corrupt):
+    source = tmp_path / "model.onnx"
+    onnx.save(onnx.load(rows), source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    built = build(Build(source, "m", target="local", warm_up=False), tmp_path / "models")
+    corrupt(tmp_path)
+    with pytest.raises(CannotStart, match=r"model\.onnx (is no ONNX file|has weights in 'w\.bin')") as refused:
+        build(Build(source, "n"), tmp_path / "models")
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "models/n").exists()
+    corrupt(built.folder / "1")
+    (found,) = [finding for finding in check(tmp_path / "models") if finding.is_error]
+    assert found.what.startswith("model.onnx ")
+    with pytest.raises(CannotStart, match=r"the model m .*failed to load: "):
+        local_triton(tmp_path / "models")
+
+
 GOOD = """
 backend: "onnxruntime"
 max_batch_size: 8
@@ -263,24 +344,3 @@ def test_faults_of_the_folders_are_found(repository):
     assert check(repository)[0].what.startswith("no version")
     (repository / "m/one").rename(repository / "m/01")
     assert any("versions begin with 1 to 9" in finding.what for finding in check(repository))
-
-
-def test_steps_of_an_ensemble_are_followed(repository):
-    (repository / "e/1").mkdir(parents=True)
-    text = """
-    platform: "ensemble"
-    input { name: "in" data_type: TYPE_FP32 dims: 3 }
-    output { name: "out" data_type: TYPE_FP32 dims: 3 }
-    ensemble_scheduling {
-      step { model_name: "m" model_version: -1 input_map { key: "x" value: "in" } output_map { key: "y" value: "out" } }
-    }
-    """
-    (repository / "e/config.pbtxt").write_text(text)
-    assert check(repository) == []
-    for old, new, sentence in (
-        ('model_name: "m"', 'model_name: "n"', "a step runs 'n': there is 'e', 'm'"),
-        ('key: "x"', 'key: "z"', "'m' has no input 'z'"),
-        ('value: "out"', 'value: "other"', "no step and no input gives 'out'"),
-    ):
-        (repository / "e/config.pbtxt").write_text(text.replace(old, new))
-        assert sentence in check(repository)[0].what

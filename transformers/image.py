@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from kservekit import config
 from kservekit.config import ImageSettings
+from kservekit.cpus import usable_cpus
 from kservekit.errors import CannotStart, InvalidInput, ModelError, PayloadTooLarge, UnsupportedMedia
 from kservekit.oip import Backend
 from kservekit.serving import Tensors, TensorSpec, Transformer
@@ -60,7 +60,8 @@ class ImageTransformer(Transformer):
     `classes` INT64 [n, top] and, with a labels file, `labels` BYTES [n, top]. Settings: KSERVEKIT_IMAGE_*.
 
     A picture is turned upright (EXIF), made RGB (transparency is dropped), resized by its shorter side
-    (bicubic), cropped at its centre and normalized to (x - mean) / std on 0 to 255.
+    (bicubic), cropped at its centre and normalized to (x - mean) / std on 0 to 255. The last is left to the
+    predictor where KSERVEKIT_IMAGE_DATATYPE is UINT8.
     """
 
     inputs = (TensorSpec("image", "BYTES", (-1,), content_type="base64"),)
@@ -72,6 +73,8 @@ class ImageTransformer(Transformer):
         self.settings = settings or config.read(ImageSettings)
         if self.settings.layout not in ("NCHW", "NHWC"):
             raise CannotStart(f"KSERVEKIT_IMAGE_LAYOUT is {self.settings.layout!r}: expected NCHW or NHWC")
+        if self.settings.datatype not in ("FP32", "UINT8"):
+            raise CannotStart(f"KSERVEKIT_IMAGE_DATATYPE is {self.settings.datatype!r}: expected FP32 or UINT8")
         if self.settings.resize < self.settings.size:
             raise CannotStart(
                 f"KSERVEKIT_IMAGE_RESIZE is {self.settings.resize}: "
@@ -94,7 +97,7 @@ class ImageTransformer(Transformer):
         self._scale = np.float32(1) / np.array(self.settings.std, dtype=np.float32)
         self._shift = np.array(self.settings.mean, dtype=np.float32) * self._scale
         self._input_name = ""
-        self._decoders = threading.BoundedSemaphore(self.settings.decoders or os.cpu_count() or 1)
+        self._decoders = threading.BoundedSemaphore(self.settings.decoders or usable_cpus())
 
     async def to_tensors(self, tensors: Tensors) -> Tensors:
         name = await self._predictor_input()
@@ -129,11 +132,18 @@ class ImageTransformer(Transformer):
                 raise ModelError(
                     f"the predictor takes {', '.join(repr(item.name) for item in inputs)}: expected one input"
                 )
+            if inputs and inputs[0].datatype != self.settings.datatype:
+                raise ModelError(
+                    f"the predictor takes {inputs[0].datatype}, and KSERVEKIT_IMAGE_DATATYPE is "
+                    f"{self.settings.datatype}: expected a model that takes what is sent"
+                )
             self._input_name = inputs[0].name if inputs else "image"  # v1 has no metadata, and needs no name
         return self._input_name
 
     def _tensor(self, files: np.ndarray) -> np.ndarray:
         pixels = self.pixels(files)
+        if self.settings.datatype == "UINT8":
+            return pixels if self.settings.layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         with stage("normalize"):
             if self.settings.layout == "NHWC":
                 nhwc: np.ndarray = np.multiply(pixels, self._scale, dtype=np.float32)
