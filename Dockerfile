@@ -17,8 +17,17 @@ FROM ${BASE} AS build
 # What pip compiles is then checked by the source's hash instead of its time, so that the same packages make the same
 # layer whenever they are installed.
 ENV SOURCE_DATE_EPOCH=0
-RUN python3 -m venv /build && python3 -m venv --without-pip /opt/kservekit
-ENV PATH="/build/bin:$PATH"
+RUN python3 -m venv /build && python3 -m venv --without-pip /opt/kservekit && mkdir /compiled
+ENV PATH="/build/bin:$PATH" PIP_FIND_LINKS=/compiled
+# KServe asks for a psutil that has no wheel for arm64: there it is compiled, by whichever gcc the base has packages of.
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    if [ "$(uname -m)" = aarch64 ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc python3-dev \
+        && rm -r /var/lib/apt/lists/* \
+        && pip wheel --no-deps --wheel-dir /compiled 'psutil<6'; \
+    fi
 WORKDIR /source
 COPY . .
 # --mount=type=cache instead of --no-cache-dir: no layer has it, and the next build finds it.
@@ -27,7 +36,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     && pip --python /opt/kservekit/bin/python install --no-deps --prefix /ours /wheels/*.whl
 
 # Each stage of packages takes ours out again, which comes as a layer of its own: an update of kservekit alone moves
-# one megabyte. Nothing is compiled: a package without a wheel for this machine ends the build.
+# one megabyte. Nothing else is compiled: a package without a wheel for this machine ends the build.
 FROM build AS cpu-packages
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[onnx,identity,redis]" \
