@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,12 @@ def stages():
         else:
             current.append((word, re.sub(r"\s+", " ", arguments)))
     return found
+
+
+def setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
 
 
 def shipped(target):
@@ -98,6 +105,24 @@ def test_the_healthcheck_tells_a_server_that_lives_from_one_that_is_not_there(tm
     assert subprocess.run(command, capture_output=True).returncode != 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_the_first_process_of_a_container_hears_sigterm_while_it_is_still_importing(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, threading\npathlib.Path('importing').touch()\nthreading.Event().wait()\n"
+    )
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    command = [*alone, sys.executable, "-m", "kservekit.cli", "serve", "slow.py:Slow"]
+    with subprocess.Popen(command, cwd=tmp_path) as outer:
+        try:
+            assert eventually((tmp_path / "importing").exists)
+            first = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
+            os.kill(first, signal.SIGTERM)
+            assert eventually(lambda: outer.poll() is not None), "it did not end"
+        finally:
+            outer.kill()
+    assert outer.returncode == 128 + signal.SIGTERM
+
+
 def test_no_layer_and_no_setting_keeps_a_secret():
     for _, instructions in stages().values():
         for name, arguments in instructions:
@@ -107,10 +132,17 @@ def test_no_layer_and_no_setting_keeps_a_secret():
                 assert "--mount=type=secret,id=pip.conf,target=/etc/pip.conf" in arguments
 
 
+def test_every_extra_that_is_installed_is_one_of_ours():
+    """pip installs a name that it does not know as nothing, with a warning."""
+    text = (ROOT / "Dockerfile").read_text()
+    named = re.findall(r"whl\)\[([a-z,-]+)\]", text) + re.findall(r"ARG GPU_EXTRAS=(\S+)", text)
+    assert len(named) == len(TARGETS)
+    assert set(",".join(named).split(",")) <= set(setup_cfg()["options.extras_require"])
+
+
 def test_the_build_is_given_what_the_wheel_is_made_of_and_nothing_else():
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    rooms = {line.partition(" = ")[2].partition("/")[0] for line in setup["options"]["package_dir"].split("\n") if line}
+    package_dir = setup_cfg()["options"]["package_dir"].strip().splitlines()
+    rooms = {line.partition(" = ")[2].partition("/")[0] for line in package_dir}
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == rooms | {
