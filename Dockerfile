@@ -14,8 +14,8 @@ ARG BASE=docker.io/library/python:3.13-slim-trixie
 
 # All stages but the last are left behind: pip, its cache and our source with them.
 FROM ${BASE} AS build
-# What pip compiles is then checked by the source's hash instead of its time, so that the same packages make the same
-# layer whenever they are installed.
+# What pip compiles is then checked by the source's hash instead of its time, so that packages installed anew are the
+# same to a builder that has their layer already.
 ENV SOURCE_DATE_EPOCH=0
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/kservekit && mkdir /compiled
 ENV PATH="/build/bin:$PATH" PIP_FIND_LINKS=/compiled
