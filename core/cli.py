@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -97,6 +98,10 @@ def _verb(argv: Sequence[str] | None) -> int:
 
 
 def serve(arguments: list[str]) -> int:
+    if (
+        os.getpid() == 1
+    ):  # of a container: it gets no signal without a handler, and there is none until the server is up
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     # kserve reads sys.argv when it is imported, so it is imported here, and its complaints are about the flags.
     sys.argv = ["kservekit serve", *arguments[1:]]
     if not arguments or {"-h", "--help"} & set(arguments):
