@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class OnnxPredictor(Predictor):
         self._batcher: MicroBatcher | None = None
 
     def load(self) -> bool:
+        # From 1.29 on it sends its makers usage data with an id of the machine, unless it is told not to.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
             from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument

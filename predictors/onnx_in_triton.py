@@ -6,6 +6,9 @@ Imported by Triton's Python, never by ours: nothing of kservekit is there.
 import json
 import os
 
+# From 1.29 on ONNX Runtime sends usage data to its makers, unless it is told not to before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton

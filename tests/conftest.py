@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from kservekit.predictors.repository import write_model
 from kservekit.tensors import ModelSpec, TensorSpec
 
 pytest_plugins = ["kservekit.local.fixtures"]
+
+# Tests import ONNX Runtime themselves, which else sends usage data.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # The processes that tests start and signal hear as from a terminal, also where pytest runs under nohup or behind an &.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

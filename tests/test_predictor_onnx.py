@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kservekit.codec.message import Request
 from kservekit.config import OnnxSettings
 from kservekit.errors import CannotStart, InvalidInput
+from kservekit.local.cache import cache_folder
 from kservekit.local.server import LocalServer
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.predictors import onnx as predictor_module
@@ -344,3 +345,17 @@ def test_more_rows_than_the_model_has_are_the_callers_fault(tmp_path):
             with pytest.raises(InvalidInput, match=r"\[5, 2\]: this model takes \[4, 2\]"):
                 ask(server, wire, {"x": np.zeros((5, 2), np.float32)})
             assert ask(server, wire, {"x": np.ones((4, 2), np.float32)}).tensors["z"].tolist() == [[-1, -1]] * 4
+
+
+def test_onnx_runtime_keeps_no_id_of_the_machine_and_sends_nothing(tmp_path, monkeypatch, local_triton):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setenv("KSERVEKIT_CACHE_DIR", str(cache_folder()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, x, y = tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["n"]), ("y", TensorProto.FLOAT, ["n"])
+    write_onnx(path, [helper.make_node("Identity", ["x"], ["y"])], [x], [y])
+    settings = {"KSERVEKIT_ONNX_MODEL_PATH": str(path)}
+    with LocalServer(TARGET, settings=settings) as server:
+        assert ask(server, "v2 gRPC", {"x": np.ones(1, np.float32)}).tensors["y"].tolist() == [1]
+    build(Build(path, "m", target="local"), tmp_path / "repository")
+    local_triton(tmp_path / "repository")
+    assert not (tmp_path / ".cache").exists()
