@@ -1,0 +1,110 @@
+"""The pods that KServe makes of an InferenceService: its own fields over those of the ServingRuntime that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Document = dict[str, Any]
+
+MODE = "serving.kserve.io/deploymentMode"
+MODES = {"Serverless": "Knative", "RawDeployment": "Standard", "Knative": "Knative", "Standard": "Standard"}
+"""KServe's words for its modes, the old ones too, and what it writes instead of them since 0.16."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    service: Document
+    """The InferenceService."""
+    component: str
+    """predictor, transformer, explainer, or the name of a canary."""
+    path: str
+    """Where it stands: `spec.predictor`."""
+    spec: dict[str, Any]
+    """The component as it is written."""
+    containers: list[dict[str, Any]]
+    volumes: list[dict[str, Any]]
+
+    @property
+    def where(self) -> str:
+        return f"InferenceService/{name(self.service)} {self.path}"
+
+    @property
+    def mode(self) -> str:
+        return mode(self.service)
+
+
+def name(document: Document) -> str:
+    return str(document.get("metadata", {}).get("name"))
+
+
+def of_kind(documents: Sequence[Document], *kinds: str) -> list[Document]:
+    return [document for document in documents if document.get("kind") in kinds]
+
+
+def annotated(document: Document) -> dict[str, str]:
+    found: dict[str, str] = document.get("metadata", {}).get("annotations") or {}
+    return found
+
+
+def mode(service: Document) -> str:
+    """Knative or Standard; empty where the annotation is missing or something else."""
+    return MODES.get(annotated(service).get(MODE, ""), "")
+
+
+def pods(documents: Sequence[Document]) -> Iterator[Pod]:
+    runtimes = {name(document): document for document in of_kind(documents, "ServingRuntime", "ClusterServingRuntime")}
+    for service in of_kind(documents, "InferenceService"):
+        for component in ("predictor", "transformer", "explainer"):
+            if component in service["spec"]:
+                yield _pod(service, component, f"spec.{component}", service["spec"][component], runtimes)
+
+
+def _pod(service: Document, component: str, path: str, spec: dict[str, Any], runtimes: dict[str, Document]) -> Pod:
+    containers, volumes = list(spec.get("containers") or []), list(spec.get("volumes") or [])
+    model = spec.get("model")
+    if model is not None:
+        runtime = runtimes.get(model.get("runtime"), {}).get("spec", {})
+        volumes += runtime.get("volumes") or []
+        for container in runtime.get("containers") or []:
+            is_models = container.get("name") == "kserve-container"
+            containers.append(_merged(container, model) if is_models else container)
+    return Pod(service, component, path, spec, containers, volumes)
+
+
+def _merged(container: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """As KServe merges: arguments of both, the InferenceService's entries over the runtime's."""
+    merged = {**container, **{key: value for key, value in model.items() if key not in ("args", "resources")}}
+    merged["name"] = container["name"]
+    merged["args"] = [*(container.get("args") or []), *(model.get("args") or [])]
+    for field in ("env", "envFrom", "ports", "volumeMounts"):
+        merged[field] = [*(container.get(field) or []), *(model.get(field) or [])]
+    ours, theirs = container.get("resources") or {}, model.get("resources") or {}
+    merged["resources"] = {
+        kind: {**(ours.get(kind) or {}), **(theirs.get(kind) or {})}
+        for kind in {"limits", "requests"} & {*ours, *theirs}
+    }
+    return merged
+
+
+def argument(container: dict[str, Any], flag: str) -> str | None:
+    """The value of `--flag=value` or `--flag value`, the last one as servers take it."""
+    found = None
+    words = [*(container.get("command") or []), *(container.get("args") or [])]
+    for place, word in enumerate(words):
+        key, equals, value = str(word).partition("=")
+        if key == flag:
+            found = value if equals else str(words[place + 1]) if place + 1 < len(words) else ""
+    return found
+
+
+def is_ours(container: dict[str, Any]) -> bool:
+    """Whether `kservekit serve` runs in it."""
+    return "kservekit" in str(container.get("command") or [container.get("image", "")])
+
+
+def gpus(container: dict[str, Any]) -> dict[str, Any]:
+    """The limits that ask for a GPU, or for a part of one."""
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return {key: value for key, value in limits.items() if key.startswith(("nvidia.com/", "amd.com/"))}

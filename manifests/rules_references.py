@@ -1,0 +1,98 @@
+"""What names another object finds it, and what has to be filled in is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kservekit.manifests.finding import Finding
+from kservekit.manifests.pods import Document, name, of_kind, pods
+
+LABEL = "serving.kserve.io/inferenceservice"
+"""KServe gives it to the pods and Services of an InferenceService."""
+
+
+def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
+    there = {(document.get("kind"), name(document)) for document in documents}
+    for pod in pods(documents):
+        model = pod.spec.get("model") or {}
+        yield from (Finding(f"{pod.where}.{place}", what) for place, what in _placeholders(pod.spec))
+        runtime = model.get("runtime", "")
+        if runtime.startswith("kservekit") and ("ServingRuntime", runtime) not in there:
+            yield Finding(f"{pod.where}.model.runtime", f"there is no ServingRuntime {runtime!r} among these manifests")
+        for kind, found in _named(pod.containers, pod.volumes, pod.spec):
+            if (kind, found) not in there:
+                yield Finding(
+                    pod.where,
+                    f"names the {kind} {found!r}, which is not among these manifests: a generated name has a hash, "
+                    "which base/kustomizeconfig.yaml brings here",
+                )
+    services = {name(service): service for service in of_kind(documents, "InferenceService")}
+    for document in documents:
+        for selected in _selected(document):
+            if selected not in services:
+                where = f"{document.get('kind')}/{name(document)}"
+                yield Finding(where, f"selects the InferenceService {selected!r}, which is not among these manifests")
+    backends = {f"{key}-{part}" for key, service in services.items() for part in service["spec"]}
+    backends |= {name(document) for document in of_kind(documents, "Service")}
+    for route in of_kind(documents, "HTTPRoute"):
+        for backend in _backends(route["spec"]):
+            if backend not in backends:
+                yield Finding(
+                    f"HTTPRoute/{name(route)}",
+                    f"goes to the Service {backend!r}, which none of these InferenceServices has: "
+                    f"{', '.join(sorted(backends)) or 'there are none'}",
+                )
+
+
+def _placeholders(spec: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(spec, dict):
+        for key, value in spec.items():
+            if key in ("storageUri", "uri", "sourceModelUri") and "://placeholder" in f"://{value}":
+                what = f"is still the placeholder {value!r}: put in the URI of a model, such as s3://models/photo"
+                yield f"{path}{key}", what
+            yield from _placeholders(value, f"{path}{key}.")
+    elif isinstance(spec, list):
+        for place, value in enumerate(spec):
+            yield from _placeholders(value, f"{path}{place}.")
+
+
+def _named(
+    containers: list[dict[str, Any]], volumes: list[dict[str, Any]], spec: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    for container in containers:
+        for source in container.get("envFrom") or []:
+            for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
+                if field in source and not source[field].get("optional"):
+                    yield kind, source[field]["name"]
+    for volume in volumes:
+        # A Secret that is mounted is made elsewhere: by cert-manager, or from files that are not in git.
+        if "configMap" in volume and not volume["configMap"].get("optional"):
+            yield "ConfigMap", volume["configMap"]["name"]
+    if "serviceAccountName" in spec:
+        yield "ServiceAccount", spec["serviceAccountName"]
+
+
+def _selected(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "matchLabels" and LABEL in item:
+                yield item[LABEL]
+            else:
+                yield from _selected(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _selected(item)
+
+
+def _backends(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "backendRefs":
+                yield from (backend["name"] for backend in item)
+            elif key == "backendRef":
+                yield item["name"]
+            yield from _backends(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _backends(item)
