@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from kservekit.manifests.finding import Finding
 from kservekit.manifests.pods import Document, name, of_kind, pods
@@ -18,7 +20,7 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
         model = pod.spec.get("model") or {}
         yield from (Finding(f"{pod.where}.{place}", what) for place, what in _placeholders(pod.spec))
         runtime = model.get("runtime", "")
-        if runtime.startswith("kservekit") and ("ServingRuntime", runtime) not in there:
+        if "kservekit" in runtime and ("ServingRuntime", runtime) not in there:
             yield Finding(f"{pod.where}.model.runtime", f"there is no ServingRuntime {runtime!r} among these manifests")
         for kind, found in _named(pod.containers, pod.volumes, pod.spec):
             if (kind, found) not in there:
@@ -27,6 +29,9 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
                     f"names the {kind} {found!r}, which is not among these manifests: a generated name has a hash, "
                     "which base/kustomizeconfig.yaml brings here",
                 )
+        yield from (Finding(f"{pod.where}.model.storageUri", what) for what in _claim(model, documents))
+    yield from _local_caches(documents)
+    yield from _redis(documents)
     services = {name(service): service for service in of_kind(documents, "InferenceService")}
     for document in documents:
         for selected in _selected(document):
@@ -55,6 +60,34 @@ def _placeholders(spec: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(spec, list):
         for place, value in enumerate(spec):
             yield from _placeholders(value, f"{path}{place}.")
+
+
+def _claim(model: dict[str, Any], documents: Sequence[Document]) -> Iterator[str]:
+    scheme, _, rest = str(model.get("storageUri", "")).partition("://")
+    claims = {name(document) for document in of_kind(documents, "PersistentVolumeClaim")}
+    if scheme == "pvc" and claims and rest.partition("/")[0] not in claims:
+        yield f"is on the claim {rest.partition('/')[0]!r}, and the claims of these manifests are {sorted(claims)}"
+
+
+def _local_caches(documents: Sequence[Document]) -> Iterator[Finding]:
+    loaded = [str((pod.spec.get("model") or {}).get("storageUri")) for pod in pods(documents)]
+    for cache in of_kind(documents, "LocalModelCache", "LocalModelNamespaceCache"):
+        uri = cache["spec"]["sourceModelUri"]
+        if loaded and not any(item.startswith(uri) for item in loaded):
+            where = f"{cache['kind']}/{name(cache)} spec.sourceModelUri"
+            yield Finding(where, f"is {uri!r}, from which none of these InferenceServices loads: {', '.join(loaded)}")
+
+
+def _redis(documents: Sequence[Document]) -> Iterator[Finding]:
+    services = {name(document) for document in of_kind(documents, "Service")}
+    for secret in of_kind(documents, "Secret"):
+        coded = (secret.get("data") or {}).get("KSERVEKIT_RESPONSE_CACHE_REDIS_URL")
+        host = urlsplit(base64.b64decode(coded).decode()).hostname if coded else None
+        if host and "." not in host and host not in services:
+            yield Finding(
+                f"Secret/{name(secret)} KSERVEKIT_RESPONSE_CACHE_REDIS_URL",
+                f"goes to {host!r}, which is no Service among these manifests: a namePrefix does not reach a URL",
+            )
 
 
 def _named(
