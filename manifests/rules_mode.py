@@ -152,6 +152,9 @@ def _standard(pod: Pod) -> Iterator[Finding]:
         if is_http2 and is_http2[0] and not all(is_http2):
             yield Finding(where, "gRPC is its first port and becomes the Service's port 80: name REST first")
         grpc = argument(container, "--grpc_port") or argument(container, "--grpc-port")
+        rest = argument(container, "--http_port") or argument(container, "--http-port")
         for port, http2 in zip(ports, is_http2, strict=True):
             if grpc == str(port["containerPort"]) and not http2:
                 yield Finding(where, f"port {grpc} speaks gRPC, so its name must have grpc in it: it decides")
+            if rest == str(port["containerPort"]) and http2:
+                yield Finding(where, f"port {rest} speaks HTTP/1.1, and its name {port['name']!r} says HTTP/2")

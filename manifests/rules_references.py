@@ -18,7 +18,6 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
     there = {(document.get("kind"), name(document)) for document in documents}
     for pod in pods(documents):
         model = pod.spec.get("model") or {}
-        yield from (Finding(f"{pod.where}.{place}", what) for place, what in _placeholders(pod.spec))
         runtime = model.get("runtime", "")
         if "kservekit" in runtime and ("ServingRuntime", runtime) not in there:
             yield Finding(f"{pod.where}.model.runtime", f"there is no ServingRuntime {runtime!r} among these manifests")
@@ -30,6 +29,9 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
                     "which base/kustomizeconfig.yaml brings here",
                 )
         yield from (Finding(f"{pod.where}.model.storageUri", what) for what in _claim(model, documents))
+    for document in of_kind(documents, "InferenceService", "LocalModelCache", "LocalModelNamespaceCache"):
+        where = f"{document['kind']}/{name(document)}"
+        yield from (Finding(f"{where} {place}", what) for place, what in _placeholders(document["spec"], "spec."))
     yield from _local_caches(documents)
     yield from _redis(documents)
     services = {name(service): service for service in of_kind(documents, "InferenceService")}
@@ -50,7 +52,7 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
                 )
 
 
-def _placeholders(spec: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _placeholders(spec: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(spec, dict):
         for key, value in spec.items():
             if key in ("storageUri", "uri", "sourceModelUri") and "://placeholder" in f"://{value}":
