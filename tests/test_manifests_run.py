@@ -1,5 +1,6 @@
 """What manifests start, started for real: flags, settings, probes and metrics are those of the servers themselves."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -124,8 +125,13 @@ def test_triton_ends_after_the_transformer_beside_it():
     command = container(TRACED, "kserve-container")["lifecycle"]["preStop"]["exec"]["command"]
     with socket.create_server(("127.0.0.1", 0)) as transformer:
         command = [word.replace("8080", str(transformer.getsockname()[1])) for word in command]
-        hook = subprocess.Popen(command)
-        for _ in range(2):  # it has asked, waited, and asked again
-            transformer.accept()[0].close()
-        assert hook.poll() is None
-    assert hook.wait() == 0
+        transformer.settimeout(0.1)
+        with subprocess.Popen(command) as hook:
+            asked = 0
+            while asked < 2:  # it has asked, waited, and asked again
+                assert hook.poll() is None, "it ended while somebody listens there"
+                with contextlib.suppress(TimeoutError):
+                    transformer.accept()[0].close()
+                    asked += 1
+            transformer.close()
+    assert hook.returncode == 0
