@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from functools import cache
 
 import jsonschema
 import kubernetes_validate
@@ -16,7 +17,7 @@ from kservekit.manifests.check import check_kustomization, read_documents
 from kservekit.manifests.composition import components, versions
 
 KUBERNETES = ("1.32", "1.37")
-"""The oldest that KServe 0.18 asks for, and the newest that there are schemas of."""
+"""What the manifests claim to need, and the newest that there are schemas of."""
 
 LEFT_OPEN = ("base", "overlays/blue-green/service")
 """What others are built on, who say which model it is."""
@@ -95,6 +96,7 @@ def _folders_of(folder, seen=None):
     return seen
 
 
+@cache
 def _cluster():
     """Why there is none to ask, or an empty string."""
     if not os.environ.get("KUBECONFIG"):

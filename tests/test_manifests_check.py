@@ -11,7 +11,7 @@ from kservekit.errors import CannotStart
 from kservekit.manifests.check import check_kustomization, check_manifests, read_documents
 from kservekit.manifests.composition import components, versions
 from kservekit.manifests.rules_mode import knative_features
-from kservekit.manifests.schema import kserve_versions
+from kservekit.manifests.schema import check_schema, kserve_versions
 
 STANDARD, KNATIVE = MANIFESTS / "overlays/production-standard", MANIFESTS / "overlays/production-knative"
 SEPARATE = SCENARIOS / "triton-on-cpu"
@@ -110,6 +110,15 @@ def test_a_canary_by_spec_is_claimed_for_the_versions_that_have_it_alone(tmp_pat
     assert str(found) == (
         "InferenceService/photo spec.canary: is no field of its schema: a cluster drops it without a word (KServe 0.19)"
     )
+
+
+def test_spec_tracing_is_known_of_0_21_alone():
+    documents = read_documents(rendered(SEPARATE))
+    service = copy.deepcopy(next(document for document in documents if document["kind"] == "InferenceService"))
+    service["spec"]["tracing"] = {"exporterEndpoint": "http://otel-collector:4317", "sampler": "always_on"}
+    assert check_schema(service, "0.21") == []
+    (found,) = check_schema(service, "0.20")
+    assert str(found).startswith("InferenceService/photo spec.tracing: is no field of its schema")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,24 @@ def test_each_patch_of_a_rollout_does_what_its_heading_says(component, weights, 
         assert names == ["photo-blue-transformer", "photo-green-transformer", "photo-blue-transformer"]
 
 
+def test_the_cookie_that_an_answer_brings_is_the_one_that_brings_its_caller_back():
+    """A Gateway matches the whole header."""
+    (route,) = (
+        document
+        for document in read_documents(rendered(MANIFESTS / "overlays/ab-test"))
+        if document["kind"] == "HTTPRoute"
+    )
+    *by_cookie, by_chance = route["spec"]["rules"]
+    ways = {rule["backendRefs"][0]["name"]: rule["matches"][1]["headers"][0]["value"] for rule in by_cookie}
+    for backend in by_chance["backendRefs"]:
+        (header,) = backend["filters"][0]["responseHeaderModifier"]["add"]
+        cookie = header["value"].partition(";")[0]
+        for sent in (cookie, f"other=1; {cookie}", f"{cookie}; other=1", f"x=1; {cookie}; y=2"):
+            assert [name for name, way in ways.items() if re.fullmatch(way, sent)] == [backend["name"]]
+        for sent in (f"not-{cookie}", f"{cookie}eta"):
+            assert not any(re.fullmatch(way, sent) for way in ways.values())
+
+
 def test_every_whole_kustomization_outside_the_scenarios_is_on_a_page():
     pages = "".join(map(text, PAGES))
     for folder in WHOLE:
