@@ -2,7 +2,7 @@
 
 A component says it in its own kustomization.yaml, as annotations that kustomize does not read:
 
-    kservekit/needs: gpu          each of these must be there; `a|b` is met by either
+    kservekit/needs: gpu          each of these must be there
     kservekit/excludes: knative   none of these may be
     kservekit/after: knative      where these are there, they come first
     kservekit/kserve: "0.20"      the first version of KServe that has what it uses
@@ -28,7 +28,7 @@ FILES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 @dataclass(frozen=True)
 class Component:
     name: str
-    needs: tuple[tuple[str, ...], ...] = ()
+    needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     kserve: str = field(default_factory=lambda: kserve_versions()[0])
@@ -49,9 +49,9 @@ def check_composition(found: list[Component]) -> Iterator[Finding]:
     names = [component.name for component in found]
     for place, component in enumerate(found):
         where = f"component {component.name}"
-        for either in component.needs:
-            if not {*either} & {*names}:
-                yield Finding(where, f"needs {' or '.join(either)}, which is not there: add it before this one")
+        for other in component.needs:
+            if other not in names:
+                yield Finding(where, f"needs {other}, which is not there: add it before this one")
         for other in component.excludes:
             if other in names:
                 yield Finding(where, f"does not go with {other}: take one of the two")
@@ -101,7 +101,7 @@ def _component(folder: Path) -> Component:
         raise CannotStart(f"{folder}: kservekit/kserve is {kserve!r}: expected one of {', '.join(kserve_versions())}")
     return Component(
         folder.name,
-        tuple(tuple(item.split("|")) for item in _list(rules.get("needs"))),
+        _list(rules.get("needs")),
         _list(rules.get("excludes")),
         _list(rules.get("after")),
         kserve,

@@ -84,10 +84,6 @@ def test_the_flags_for_tls_are_the_servers():
     assert parsed.enable_grpc is False
 
 
-# With predictors/tensorrt.py its settings come, too.
-NOT_YET_READ = {"KSERVEKIT_TENSORRT_ENGINE_CACHE"}
-
-
 @pytest.mark.parametrize("folder", WHOLE, ids=label)
 def test_every_setting_is_one_that_our_server_reads(folder):
     documents = read_documents(rendered(folder))
@@ -99,7 +95,7 @@ def test_every_setting_is_one_that_our_server_reads(folder):
     for pod in pods(documents):
         for item in filter(is_ours, pod.containers):
             settings |= {entry["name"]: entry.get("value", "1") for entry in item.get("env", ())}
-    assert config.check({key: value for key, value in settings.items() if key not in NOT_YET_READ}) == []
+    assert config.check(settings) == []
 
 
 def test_everything_that_is_served_can_be():
@@ -113,11 +109,7 @@ def test_everything_that_is_served_can_be():
     assert "kservekit.transformers.image:ImageTransformer" in targets
     assert "kservekit.predictors.triton:models" in targets
     for target in targets:
-        if not (
-            target.startswith("kservekit.predictors.tensorrt:")
-            and not (MANIFESTS / "../predictors/tensorrt.py").exists()
-        ):
-            assert load_target(target), target
+        assert load_target(target), target
 
 
 def test_triton_ends_after_the_transformer_beside_it():
