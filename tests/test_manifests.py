@@ -1,6 +1,7 @@
 """Every kustomization: it renders, a cluster's schemas take all of it, and our rules have nothing to say."""
 
 import os
+import re
 import subprocess
 from functools import cache
 
@@ -110,9 +111,16 @@ def test_a_cluster_takes_it_in_a_dry_run(folder):
     reason = _cluster()
     if reason:
         pytest.skip(reason)
-    command = [kubectl(), "apply", "--dry-run=server", "--validate=strict", "-k", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "placeholder" not in rendered(folder):
-        assert done.returncode == 0, done.stderr
-    else:  # KServe refuses it
+    documents = read_documents(rendered(folder))
+    for document in documents:
+        if document["metadata"].get("namespace", "kube-system") != "kube-system":  # a dry run makes no namespace
+            document["metadata"]["namespace"] = "default"
+    command = [kubectl(), "apply", "--dry-run=server", "--validate=strict", "-f", "-"]
+    done = subprocess.run(command, input=yaml.dump_all(documents), capture_output=True, text=True)
+    missing = sorted(set(re.findall(r'no matches for kind "(\w+)"', done.stderr)))
+    if missing:
+        pytest.skip(f"the cluster of KUBECONFIG has no {', '.join(missing)}")
+    if label(folder) in LEFT_OPEN and done.returncode != 0:  # KServe's webhook refuses the placeholder
         assert "storageUri" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
