@@ -102,7 +102,9 @@ def _cluster():
     """Why there is none to ask, or an empty string."""
     if not os.environ.get("KUBECONFIG"):
         return "KUBECONFIG is not set: these manifests were held against schemas alone"
-    done = subprocess.run([kubectl(), "version", "--request-timeout=5s"], capture_output=True, text=True)
+    done = subprocess.run(
+        [kubectl(), "get", "--raw", "/version", "--request-timeout=5s"], capture_output=True, text=True
+    )
     return "" if done.returncode == 0 else f"the cluster of KUBECONFIG does not answer: {done.stderr.strip()[:200]}"
 
 
