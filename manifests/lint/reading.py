@@ -41,6 +41,10 @@ class Unreadable(KServeKitError):
         super().__init__(f"{source}{place}: {what}")
 
 
+class NoObject(Unreadable):
+    """YAML, and no Kubernetes object: of a folder, a file of another kind."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """An object as it was read."""
@@ -92,10 +96,10 @@ def _take(
         return
     if not isinstance(value, dict):
         what = "a list" if isinstance(value, list) else f"{str(value)[:40]!r}"
-        refused.append(Unreadable(source, start, f"{what} where an object belongs: expected apiVersion and kind"))
+        refused.append(NoObject(source, start, f"{what} where an object belongs: expected apiVersion and kind"))
     elif not (isinstance(value.get("kind"), str) and isinstance(value.get("apiVersion"), str)):
         missing = "kind" if isinstance(value.get("apiVersion"), str) else "apiVersion"
-        refused.append(Unreadable(source, start, f"no Kubernetes object: it has no {missing}"))
+        refused.append(NoObject(source, start, f"no Kubernetes object: it has no {missing}"))
     elif value["kind"] == "List" and isinstance(value.get("items"), list):
         for number, item in enumerate(value["items"]):
             _take(item, marks, marks[id(value["items"])][number], source, entries, refused)
