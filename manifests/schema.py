@@ -28,6 +28,16 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_RENAMED = {
+    "routes": "steps",
+    "service": "serviceName",
+    "timeoutSeconds": "timeout",
+    "modelUri": "storageUri",
+    "parallelism": "containerConcurrency",
+}
+"""What KServe called a field before, or Knative calls it."""
+
+
 @cache
 def _condensed() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(SCHEMAS.read_text(encoding="utf-8"))
@@ -134,9 +144,23 @@ def _check_object(value: dict[str, Any], node: dict[str, Any], path: Place) -> I
         elif "values" in node:
             yield from _check(item, node["values"], (*path, name))
         elif not node.get("open"):
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            close = _likely(name, fields)
+            hint = f"; did you mean {close}?" if close else ""
             yield (*path, name), f"is no field of its schema: a cluster drops it without a word{hint}"
+
+
+def _likely(name: str, fields: dict[str, int]) -> str:
+    """The field that was meant: an old name's new one, one below, or one that is spelt nearly so."""
+    if _RENAMED.get(name) in fields:
+        return _RENAMED[name]
+    nodes = _condensed()["nodes"]
+    for below in ("model", "containers", "predictor", "metric", "spec"):
+        if below in fields:
+            node = nodes[fields[below]]
+            node = nodes[node["items"]] if "items" in node else node
+            if name in node.get("fields", {}):
+                return f"{below}.{name}"
+    return next(iter(difflib.get_close_matches(name, fields, n=1, cutoff=0.7)), "")
 
 
 def _check_list(value: list[Any], node: dict[str, Any], path: Place) -> Iterator[tuple[Place, str]]:

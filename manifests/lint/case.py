@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +43,7 @@ class Case:
     document: Document
     """Without what a cluster would drop or refuse, so that every field has its type."""
     kserve: str
-    around: Around
+    around: Around = field(default_factory=lambda: Around(()))
 
     @property
     def name(self) -> str:
@@ -139,9 +139,9 @@ def flag_place(container: dict[str, Any], place: Place, flag: str) -> Place:
     return place
 
 
-def case_of(written: Document, kserve: str, default_mode: str, around: Around) -> Case:
+def case_of(written: Document, kserve: str, default_mode: str) -> Case:
     document = kept(written, kserve)
     if default_mode and document.get("kind") == "InferenceService" and MODE not in annotated(document):
         metadata = document["metadata"]
         metadata["annotations"] = {**annotated(document), MODE: default_mode}
-    return Case(written, document, kserve, around)
+    return Case(written, document, kserve)

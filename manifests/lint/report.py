@@ -89,7 +89,8 @@ def summary(faults: Sequence[Fault], objects: int, refused: int, kserve: str) ->
     said = ", ".join(f"{counts[kind]} {kind}{'s' if counts[kind] != 1 else ''}" for kind in (ERROR, WARNING, NOTE))
     text = f"{said} in {objects} object{'s' if objects != 1 else ''} (KServe {kserve})"
     text += f"; {refused} unreadable" if refused else ""
-    return text + (f"; kservekit lint --explain {faults[0].rule} says more" if faults else "")
+    worst = min(faults, key=lambda fault: (ERROR, WARNING, NOTE).index(fault.severity), default=None)
+    return text + (f"; kservekit lint --explain {worst.rule} says more" if worst else "")
 
 
 def explained(rule: Rule) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from kservekit.manifests.lint.case import Case, environment
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.pods import FORMATS, MODE, MODES, argument, is_ours
-from kservekit.manifests.schema import has_schema, kserve_versions, schema_faults
+from kservekit.manifests.schema import Place, has_schema, kserve_versions, schema_faults
 
 PREFIX = "serving.kserve.io/"
 
@@ -315,19 +317,10 @@ def api_is_served(case: Case) -> Found:
 )
 def no_default_in_names(case: Case) -> Found:
     pattern = re.compile(r"[a-z0-9-]+-(?:predictor|transformer|explainer)-default\b")
-    for _, container, place in case.containers():
-        for key in ("args", "command"):
-            for count, word in enumerate(container.get(key) or []):
-                if pattern.search(str(word)):
-                    yield (*place, key, count), "KServe 0.11 dropped -default from its Services' names: without it"
-        for count, item in enumerate(container.get("env") or []):
-            if pattern.search(str(item.get("value"))):
-                yield (*place, "env", count), "KServe 0.11 dropped -default from its Services' names: without it"
-    for node, steps in ((key, (node or {}).get("steps") or []) for key, node in (case.spec.get("nodes") or {}).items()):
-        for count, step in enumerate(steps):
-            if pattern.search(str(step.get("serviceUrl"))):
-                what = "KServe 0.11 dropped -default from its Services' names: without it"
-                yield ("spec", "nodes", node, "steps", count, "serviceUrl"), what
+    for place, text in _texts(case.spec, ("spec",)):
+        if match := pattern.search(text):
+            what = f"has {match.group()}: KServe 0.11 dropped -default from its Services' names"
+            yield place, what
 
 
 @rule(
@@ -388,7 +381,10 @@ def annotations_are_known(case: Case) -> Found:
             continue
         close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=0.85)
         if close and not (word.startswith("s3-") and word.lower() not in by_small):
-            yield ("metadata", "annotations", key), f"KServe knows no such annotation; did you mean {by_small[close[0]]}?"
+            yield (
+                ("metadata", "annotations", key),
+                f"KServe knows no such annotation; did you mean {by_small[close[0]]}?",
+            )
 
 
 @rule(
@@ -417,7 +413,10 @@ def tls_moves_the_port(case: Case) -> Found:
         if has_tls and argument(container, "--http_port") in (None, "8080") and not is_ours(container):
             for count, port in enumerate(container.get("ports") or []):
                 if port.get("containerPort") == 8080:
-                    yield (*place, "ports", count), "with a certificate KServe 0.21's server listens on 8443, not on 8080"
+                    yield (
+                        (*place, "ports", count),
+                        "with a certificate KServe 0.21's server listens on 8443, not on 8080",
+                    )
 
 
 @rule(
@@ -445,3 +444,14 @@ def tls_moves_the_port(case: Case) -> Found:
 )
 def no_trained_model(case: Case) -> Found:
     yield ("kind",), "KServe does not develop TrainedModel any more: put the models into one repository"
+
+
+def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, (*place, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _texts(item, (*place, number))

@@ -43,7 +43,10 @@ def gpu_is_in_the_limits(case: Case) -> Found:
         resources = part.get("resources") or {}
         asked = [key for key in resources.get("requests") or {} if key.startswith(_GPU)]
         if asked and not gpus(part):
-            yield (*place, "resources"), f"has no limit nvidia.com/gpu, and {asked[0]} in its requests: put it into limits"
+            yield (
+                (*place, "resources"),
+                f"has no limit nvidia.com/gpu, and {asked[0]} in its requests: put it into limits",
+            )
             continue
         wants = "-gpu" in str(part.get("image", "")) or (is_model and format_of(case.model) == "tensorrt")
         wants = wants or (part.get("runtimeVersion") or "").endswith("-gpu")
@@ -101,7 +104,10 @@ def power_is_small(case: Case) -> Found:
         if context.get("privileged"):
             yield (*place, "securityContext"), "is privileged: a model server needs no such power"
         if context.get("allowPrivilegeEscalation"):
-            yield (*place, "securityContext"), "allows more privileges than it starts with: allowPrivilegeEscalation: false"
+            yield (
+                (*place, "securityContext"),
+                "allows more privileges than it starts with: allowPrivilegeEscalation: false",
+            )
         if context.get("runAsUser") == 0:
             yield (*place, "securityContext"), "runs as root: runAsUser 1000, as KServe's own runtimes"
         added = (context.get("capabilities") or {}).get("add") or []
@@ -191,7 +197,10 @@ def knative_takes_it(case: Case) -> Found:
     for _, container, place in case.containers():
         for item in container.get("env") or []:
             if "fieldRef" in (item.get("valueFrom") or {}):
-                yield (*place, "env"), f"{item.get('name')}: fieldRef needs Knative's feature kubernetes.podspec-fieldref"
+                yield (
+                    (*place, "env"),
+                    f"{item.get('name')}: fieldRef needs Knative's feature kubernetes.podspec-fieldref",
+                )
 
 
 @rule(
@@ -375,5 +384,3 @@ def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:
     runtime = case.runtime(str(part.get("runtime"))) if part.get("runtime") else None
     containers = ((runtime or {}).get("spec") or {}).get("containers") or []
     return any(gpus(container) for container in containers if isinstance(container, dict))
-
-

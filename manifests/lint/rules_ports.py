@@ -314,7 +314,9 @@ def liveness_asks_the_process(case: Case) -> Found:
     for component in ("predictor", "transformer", "explainer"):
         spec = case.spec.get(component) or {}
         parts: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [
-            (("spec", component, key), spec[key]) for key in ("model", "triton", "onnx") if isinstance(spec.get(key), dict)
+            (("spec", component, key), spec[key])
+            for key in ("model", "triton", "onnx")
+            if isinstance(spec.get(key), dict)
         ]
         parts += [(("spec", component, "containers", n), item) for n, item in enumerate(spec.get("containers") or [])]
         for place, part in parts:
@@ -343,12 +345,16 @@ def liveness_asks_the_process(case: Case) -> Found:
 )
 def start_is_within_the_deadline(case: Case) -> Found:
     for pod in case.pods:
-        key, model = next(((k, pod.spec[k]) for k in ("model", "triton") if isinstance(pod.spec.get(k), dict)), ("", {}))
+        key, model = next(
+            ((k, pod.spec[k]) for k in ("model", "triton") if isinstance(pod.spec.get(k), dict)), ("", {})
+        )
         parts = [((*pod.place, key), model)] if key else []
         parts += [((*pod.place, "containers", n), item) for n, item in enumerate(pod.spec.get("containers") or [])]
         for place, part in parts:
             probe = part.get("startupProbe") or {}
-            waits = probe.get("initialDelaySeconds", 0) + probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+            waits = probe.get("initialDelaySeconds", 0) + probe.get("periodSeconds", 10) * probe.get(
+                "failureThreshold", 3
+            )
             if waits > 600:
                 what = f"waits up to {waits} s, and KServe's Deployment has failed after 600"
                 yield (*place, "startupProbe"), what

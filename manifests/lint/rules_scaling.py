@@ -301,7 +301,10 @@ def behaviour_is_kept(case: Case) -> Found:
             for way, said in behaviour.items():
                 dropped = sorted({*(said or {})} - {"stabilizationWindowSeconds"})
                 if dropped:
-                    yield (*place, way), f"KServe passes stabilizationWindowSeconds on to KEDA, and not {', '.join(dropped)}"
+                    yield (
+                        (*place, way),
+                        f"KServe passes stabilizationWindowSeconds on to KEDA, and not {', '.join(dropped)}",
+                    )
 
 
 @rule(
@@ -324,7 +327,10 @@ def zero_is_knatives(case: Case) -> Found:
         place, found = (*pod.place, "minReplicas"), _class(case)
         if pod.spec.get("minReplicas") == 0 and found not in ("external", "none"):
             if found == "keda":
-                yield place, "0 with KEDA is woken by its metric alone: no request does, and a stopped pod has no metrics"
+                yield (
+                    place,
+                    "0 with KEDA is woken by its metric alone: no request does, and a stopped pod has no metrics",
+                )
             else:
                 yield place, "0 becomes 1 in Standard mode: nothing there wakes a service"
 

@@ -209,7 +209,9 @@ def runtime_serves_it(case: Case) -> Found:
     if runtime is None:
         elsewhere = [found for found in case.around.of("ServingRuntime") if name(found) == called]
         if elsewhere:
-            what = f"is {called!r}, which is in the namespace {namespace(elsewhere[0])!r}: bring it to {case.namespace!r}"
+            what = (
+                f"is {called!r}, which is in the namespace {namespace(elsewhere[0])!r}: bring it to {case.namespace!r}"
+            )
             yield place, what
         return
     spec = runtime.get("spec") or {}

@@ -44,7 +44,10 @@ def timeouts_nest(case: Case) -> Found:
     limit = outer if outer is not None else DEFAULT_TIMEOUT_S[case.mode]
     if inner > limit:
         said = "is" if outer is not None else f"says nothing, which in {case.mode} mode is"
-        yield ("spec", "predictor", "timeout"), f"is {inner} s, and the transformer's {said} {limit}: it must be shorter"
+        yield (
+            ("spec", "predictor", "timeout"),
+            f"is {inner} s, and the transformer's {said} {limit}: it must be shorter",
+        )
 
 
 @rule(
@@ -175,5 +178,3 @@ def _sleep(container: dict[str, Any]) -> float:
     command = " ".join(str(word) for word in (hook.get("exec") or {}).get("command") or [])
     found = re.search(r"\bsleep\s+(\d{1,6})(?:s|\b)", command)
     return float(found.group(1)) if found else 0.0
-
-

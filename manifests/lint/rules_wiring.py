@@ -37,7 +37,10 @@ TRITON_PORTS = {"http": 8080, "grpc": 9000}
 def transformer_says_its_protocol(case: Case) -> Found:
     for _, container, place in case.transformers():
         if case.speaks_v2_only and container.get("image") and argument(container, "--predictor_protocol") is None:
-            yield place, "has no --predictor_protocol: KServe does not add it, and the default is v1; write v2 or grpc-v2"
+            yield (
+                place,
+                "has no --predictor_protocol: KServe does not add it, and the default is v1; write v2 or grpc-v2",
+            )
 
 
 @rule(
@@ -515,7 +518,10 @@ def collocated_is_called_so(case: Case) -> Found:
         called = str(container.get("name"))
         if called not in ("transformer-container", "kserve-container") and "transformer" in called:
             place = ("spec", "predictor", "containers", number_, "name")
-            yield place, f"is {called!r}: KServe sends requests to a transformer by the name transformer-container alone"
+            yield (
+                place,
+                f"is {called!r}: KServe sends requests to a transformer by the name transformer-container alone",
+            )
 
 
 def _host(container: dict[str, object]) -> str:

@@ -12,7 +12,7 @@ from kservekit.manifests.lint.reading import Entry
 from kservekit.manifests.lint.rule import Rule
 from kservekit.manifests.lint.table import RULES
 from kservekit.manifests.pods import Document, mode, name
-from kservekit.manifests.schema import Place, shown
+from kservekit.manifests.schema import Place, has_schema, shown
 
 _IGNORED = re.compile(r"#\s*kservekit:\s*ignore\s+(KSV\d+(?:[\s,]+KSV\d+)*)")
 
@@ -68,16 +68,21 @@ def check_rules(documents: Sequence[Document], kserve: str) -> list[Finding]:
     ]
 
 
-def _found(
-    documents: Sequence[Document], kserve: str, default_mode: str
-) -> Iterator[tuple[int, Rule, Place, str]]:
-    around = Around(case_of(document, kserve, default_mode, Around(())).document for document in documents)
-    for number, document in enumerate(documents):
-        case = case_of(document, kserve, default_mode, around)
-        kind, in_mode = str(document.get("kind")), mode(case.document)
+def _found(documents: Sequence[Document], kserve: str, default_mode: str) -> Iterator[tuple[int, Rule, Place, str]]:
+    cases = [case_of(document, kserve, default_mode) for document in documents]
+    around = Around(case.document for case in cases if has_schema(case.written) or not _is_kserves(case.written))
+    for number, case in enumerate(cases):
+        case.around = around
+        # One of an API that nobody serves any more has no types that a rule could rely on.
+        kind = str(case.written.get("kind")) if has_schema(case.written) else ""
+        in_mode = mode(case.document)
         for rule in RULES.values():
             if rule.holds_for(kind, in_mode, kserve):
                 yield from ((number, rule, place, what) for place, what in rule.check(case))
+
+
+def _is_kserves(document: Document) -> bool:
+    return str(document.get("apiVersion")).startswith(("serving.kserve.io/", "serving.kubeflow.org/"))
 
 
 def _where(document: Document, place: Place) -> str:
