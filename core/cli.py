@@ -180,7 +180,7 @@ def lint(arguments: list[str]) -> int:
 def render(arguments: list[str]) -> int:
     from kservekit.manifests.render_command import run
 
-    return run(arguments, lambda line: put(line, sys.stdout))
+    return run(arguments, lambda line: put(line, sys.stdout), lambda line: put(line, sys.stderr))
 
 
 def bench(arguments: list[str]) -> int:

@@ -87,7 +87,7 @@ def _place(document: Document) -> tuple[int, str, str, str]:
     return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind, space, name(document))
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Keys in order, no aliases, long texts as they were written."""
 
     def ignore_aliases(self, data: Any) -> bool:

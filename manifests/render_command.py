@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kservekit.errors import CannotStart
-from kservekit.local.screen import put as put_on
 from kservekit.manifests.composition import FILES
 from kservekit.manifests.kustomize import kustomize
 from kservekit.manifests.lint.command import NEWEST
@@ -32,20 +31,23 @@ modes' new names), without fields that this version does not have (they are name
 Exit code: 0; 1 where --diff finds a difference or lint an error in what was rendered; 2 where it cannot be read."""
 
 
-def run(arguments: Sequence[str], put: Callable[[str], None]) -> int:
+Put = Callable[[str], None]
+
+
+def run(arguments: Sequence[str], put: Put, warn: Put) -> int:
     options = _parser().parse_args(arguments)
     try:
-        return _run(options, put)
+        return _run(options, put, warn)
     except Unreadable as error:
-        put_on(f"kservekit render: {error}", sys.stderr)
+        warn(f"kservekit render: {error}")
         return 2
 
 
-def _run(options: argparse.Namespace, put: Callable[[str], None]) -> int:
+def _run(options: argparse.Namespace, put: Put, warn: Put) -> int:
     given = _read(options.path)
     documents, left_out = kept_form(given, options.kserve_version, options.mode)
     for line in left_out:
-        put_on(f"kservekit render: left out {line}", sys.stderr)
+        warn(f"kservekit render: left out {line}")
     text = as_yaml(documents)
     wrong = [
         fault
@@ -53,7 +55,7 @@ def _run(options: argparse.Namespace, put: Callable[[str], None]) -> int:
         if fault.severity == ERROR
     ]
     for fault in wrong:
-        put_on(f"kservekit render: {fault.rule} {fault.where}: {fault.what}", sys.stderr)
+        warn(f"kservekit render: {fault.rule} {fault.where}: {fault.what}")
     if not options.diff:
         put(text.rstrip("\n"))
         return int(bool(wrong))

@@ -76,8 +76,9 @@ def schema_faults(document: dict[str, Any], kserve: str) -> list[tuple[Place, st
 
 def kept(document: dict[str, Any], kserve: str) -> dict[str, Any]:
     """A copy without the values that a cluster would drop or refuse: every field of it has its schema's type."""
-    copied = _kept(document, _number(document, kserve))
-    metadata = copied.get("metadata") if isinstance(copied.get("metadata"), dict) else {}
+    copied: dict[str, Any] = _kept(document, _number(document, kserve))
+    found = copied.get("metadata")
+    metadata: dict[str, Any] = found if isinstance(found, dict) else {}
     copied["metadata"] = {key: value for key, value in metadata.items() if key not in ("annotations", "labels")}
     for field in ("annotations", "labels"):
         texts = metadata.get(field)

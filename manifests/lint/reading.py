@@ -242,6 +242,6 @@ def _plain(text: str) -> Any:
     if tag not in _PLAIN_TAGS or ":" in text:
         return text
     try:
-        return loader.construct_object(yaml.ScalarNode(tag, text))  # type: ignore[no-untyped-call]
+        return loader.construct_object(yaml.ScalarNode(tag, text))
     except (ValueError, yaml.YAMLError):
         return text

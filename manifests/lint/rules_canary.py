@@ -63,8 +63,8 @@ def spec_is_standards(case: Case) -> Found:
     "KSV603",
     WARNING,
     "a canary behind a separate transformer",
-    why="The transformer calls the stable predictor's Service, so the canary gets no requests; where the route sends it "
-    "its share, that goes past the transformer.",
+    why="The transformer calls the stable predictor's Service, so the canary gets no requests; where the route sends "
+    "it its share, that goes past the transformer.",
     mend="The transformer in the predictor's pod (transformer-container), or two InferenceServices.",
     source="PR #5912, PR #5944",
     modes=("Standard",),
@@ -126,8 +126,8 @@ def percentages_can_be(case: Case) -> Found:
     "KSV605",
     ERROR,
     "a canary without a name of its own",
-    why="Each canary's predictor needs a name, and it must differ from the others' and from the stable one's: Deployments "
-    "are called by it.",
+    why="Each canary's predictor needs a name, and it must differ from the others' and from the stable one's: "
+    "Deployments are called by it.",
     mend="predictor.name.",
     source="v1beta1/inference_service_validation.go:183",
     modes=("Standard",),
@@ -152,7 +152,8 @@ def canaries_have_names(case: Case) -> Found:
     "KSV606",
     WARNING,
     "spec.canary in 0.20",
-    why="KServe 0.20.0 starts a canary's pods and splits no traffic: nothing in its routes mentions it. Weights came after.",
+    why="KServe 0.20.0 starts a canary's pods and splits no traffic: nothing in its routes mentions it. Weights came "
+    "after.",
     mend="KServe 0.21 with the Gateway API; until then two InferenceServices and a route of your own.",
     source="the tag v0.20.0, PR #5912",
     modes=("Standard",),
@@ -266,7 +267,8 @@ def stable_has_a_model(case: Case) -> Found:
     "KSV610",
     WARNING,
     "a dark launch without a pod",
-    why="At 0 percent a canary has the share's replicas, which is none with autoscalerClass none: it never becomes ready.",
+    why="At 0 percent a canary has the share's replicas, which is none with autoscalerClass none: it never becomes "
+    "ready.",
     mend="minReplicas: 1 in the canary.",
     source="comp/predictor.go:861",
     modes=("Standard",),
@@ -331,8 +333,8 @@ def canary_gets_its_storage(case: Case) -> Found:
     "KSV612",
     NOTE,
     "a canary that cannot be promoted by its name",
-    why="A canary is promoted by giving the stable predictor its name, and the webhook takes that with another storageUri "
-    "alone. One that differs in image or settings has to be promoted by a rollout.",
+    why="A canary is promoted by giving the stable predictor its name, and the webhook takes that with another "
+    "storageUri alone. One that differs in image or settings has to be promoted by a rollout.",
     mend="Another storageUri (a folder a version), or plan to roll the stable predictor out.",
     source="v1beta1/inference_service_validation.go:703",
     modes=("Standard",),

@@ -28,8 +28,9 @@ ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "Inf
     "KSV100",
     ERROR,
     "a field that its schema does not have, or a value that it does not take",
-    why="An API server drops an unknown field without an error, so the file says one thing and the cluster does another; "
-    "a value of the wrong type, outside its enum or its bounds, is refused. Annotations and labels are texts.",
+    why="An API server drops an unknown field without an error, so the file says one thing and the cluster does "
+    "another; a value of the wrong type, outside its enum or its bounds, is refused. Annotations and labels are "
+    "texts.",
     mend="Take the name that is offered, quote texts, or choose a KServe version that has the field.",
     source="the CRDs of KServe 0.18 to 0.21 and of its neighbours",
     kinds=ALL_KINDS,
@@ -90,8 +91,9 @@ def fits_its_schema(case: Case) -> Found:
 def mode_is_one(case: Case) -> Found:
     said = case.annotations.get(MODE)
     if said is not None and said not in (*MODES, "ModelMesh"):
-        close = difflib.get_close_matches(said, MODES, n=1)
-        hint = f"; did you mean {MODES[close[0]]}?" if close else ""
+        by_small = {key.lower(): value for key, value in MODES.items()}
+        close = difflib.get_close_matches(said.lower(), by_small, n=1)
+        hint = f"; did you mean {by_small[close[0]]}?" if close else ""
         yield ("metadata", "annotations", MODE), f"is {said!r}: expected Standard or Knative{hint}"
 
 
@@ -173,7 +175,8 @@ def model_has_its_new_form(case: Case) -> Found:
     "KSV105",
     ERROR,
     "a name inside a model",
-    why="The webhook refuses `name` in model, triton, sklearn and their like since 0.16: the container's name is KServe's.",
+    why="The webhook refuses `name` in model, triton, sklearn and their like since 0.16: the container's name is "
+    "KServe's.",
     mend="Take it away. To call the model something else, pass --model_name.",
     source="v1beta1/inference_service_validation.go, #4472",
     example="""

@@ -101,8 +101,8 @@ def weights_are_a_hundred(case: Case) -> Found:
     "KSV704",
     WARNING,
     "a Switch's step without a condition",
-    why="A step is taken where its condition matches the request's body; without a condition nothing matches, so it is no "
-    "default, and the router answers 404.",
+    why="A step is taken where its condition matches the request's body; without a condition nothing matches, so it "
+    "is no default, and the router answers 404.",
     mend='A condition; "@this" matches every body.',
     source="cmd/router/main.go (pickupRouteByCondition)",
     kinds=GRAPH,
@@ -125,7 +125,8 @@ def switches_have_conditions(case: Case) -> Found:
     "KSV705",
     ERROR,
     "a node that is not there, or that comes back to itself",
-    why="A step's nodeName is another key of spec.nodes. The router looks it up at each request, and a circle never ends.",
+    why="A step's nodeName is another key of spec.nodes. The router looks it up at each request, and a circle never "
+    "ends.",
     mend="The name of a node further on.",
     source="cmd/router/main.go",
     kinds=GRAPH,

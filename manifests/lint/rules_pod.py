@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kservekit.manifests.lint.case import Case, environment, format_of
+from kservekit.manifests.lint.case import Case, format_of
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
 from kservekit.manifests.pods import FORMATS, gpus, model_of
 from kservekit.manifests.schema import Place
@@ -85,8 +85,8 @@ def one_kind_of_gpu(case: Case) -> Found:
     "KSV903",
     WARNING,
     "more power than serving needs",
-    why="A model server opens two ports and reads a folder. A privileged container, root, the host's network or its folders "
-    "make a hole in a model server a hole in the node.",
+    why="A model server opens two ports and reads a folder. A privileged container, root, the host's network or its "
+    "folders make a hole in a model server a hole in the node.",
     mend="Take it away; runAsNonRoot: true and allowPrivilegeEscalation: false.",
     source="Kubernetes' Pod Security Standards, baseline",
     example="""
@@ -233,8 +233,8 @@ def mounts_have_volumes(case: Case) -> Found:
     "KSV907",
     WARNING,
     "a batcher that batches nothing",
-    why="KServe's batcher reads v1 :predict over HTTP alone, runs one batch at a time, drops headers and answers 200 on "
-    "failure.",
+    why="KServe's batcher reads v1 :predict over HTTP alone, runs one batch at a time, drops headers and answers 200 "
+    "on failure.",
     mend="Triton's dynamic_batching in config.pbtxt; kservekit repository build --batch-delay-us writes it.",
     source="pkg/batcher/handler.go, #2275, #2865",
     example="""
@@ -262,7 +262,8 @@ def batcher_batches(case: Case) -> Found:
     "KSV908",
     WARNING,
     "a logger in front of gRPC",
-    why="KServe's logger and batcher stand before the first port and read HTTP/1.1: gRPC calls are not logged, or break.",
+    why="KServe's logger and batcher stand before the first port and read HTTP/1.1: gRPC calls are not logged, or "
+    "break.",
     mend="Log in the server, or over REST.",
     source="pkg/logger/handler.go, #2251",
     modes=("Standard", "Knative"),
@@ -278,9 +279,8 @@ def batcher_batches(case: Case) -> Found:
 def logger_reads_http(case: Case) -> Found:
     for pod in case.pods:
         for sidecar in ("logger", "batcher"):
-            key, model = model_of(pod.spec)
-            parts = [model, *(pod.spec.get("containers") or [])]
-            first = next((part["ports"][0] for part in parts if part.get("ports")), {})
+            parts = [model_of(pod.spec)[1], *(pod.spec.get("containers") or [])]
+            first: dict[str, Any] = next((part["ports"][0] for part in parts if part.get("ports")), {})
             if sidecar in pod.spec and any(word in str(first.get("name", "")) for word in ("h2c", "grpc")):
                 yield (*pod.place, sidecar), f"reads HTTP/1.1, and the first port, {first['name']}, speaks gRPC"
 
@@ -340,8 +340,8 @@ def there_is_a_place_to_write(case: Case) -> Found:
     "KSV911",
     WARNING,
     "shared memory that one container of two has",
-    why="Tensors go by shared memory where both containers mount one volume at /dev/shm; a container without it has 64 MiB "
-    "of its own, which its neighbour does not see.",
+    why="Tensors go by shared memory where both containers mount one volume at /dev/shm; a container without it has "
+    "64 MiB of its own, which its neighbour does not see.",
     mend="The same emptyDir (medium Memory) at /dev/shm in both.",
     source="#1937",
     modes=("Standard", "Knative"),

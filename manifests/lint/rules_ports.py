@@ -8,6 +8,7 @@ from kservekit.manifests.lint.case import V2_FORMATS, Case, format_of, number
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.lint.rules_wiring import TRITON_PORTS
 from kservekit.manifests.pods import Pod, argument, is_ours
+from kservekit.manifests.schema import Place
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
@@ -99,7 +100,8 @@ def rest_is_first(case: Case) -> Found:
     "KSV304",
     WARNING,
     "a port whose name says another protocol than it speaks",
-    why="grpc or h2c in a port's name makes it HTTP/2 in the Service and in the route: gRPC fails without it, REST with it.",
+    why="grpc or h2c in a port's name makes it HTTP/2 in the Service and in the route: gRPC fails without it, REST "
+    "with it.",
     mend="grpc or h2c in the name of the gRPC port, and in no other.",
     source="rec/service/service_reconciler.go, #3790",
     modes=("Standard",),
@@ -132,8 +134,8 @@ def names_say_the_protocol(case: Case) -> Found:
     "KSV305",
     ERROR,
     "two containers of a pod on one port",
-    why="Containers of a pod share its ports, and the second to come ends with 'address already in use'. KServe's Triton "
-    "has 8080, 9000 and 8002; its Python server takes 8080 and 8081 where no flag says otherwise.",
+    why="Containers of a pod share its ports, and the second to come ends with 'address already in use'. KServe's "
+    "Triton has 8080, 9000 and 8002; its Python server takes 8080 and 8081 where no flag says otherwise.",
     mend="Another --http_port and --grpc_port for the transformer, such as 8090 and 8091.",
     source="test/e2e/transformer/test_collocation.py, #4463",
     modes=("Standard", "Knative"),
@@ -166,8 +168,8 @@ def neighbours_have_ports_of_their_own(case: Case) -> Found:
     "KSV306",
     WARNING,
     "a probe on an endpoint that the server has not",
-    why="Triton and its like answer /v2/health/live, /v2/health/ready and /v2/models/NAME/ready; anything else is 404, so "
-    "the pod never becomes ready or is killed for ever.",
+    why="Triton and its like answer /v2/health/live, /v2/health/ready and /v2/models/NAME/ready; anything else is "
+    "404, so the pod never becomes ready or is killed for ever.",
     mend="/v2/health/live for liveness, /v2/health/ready for readiness.",
     source="the Open Inference Protocol, #1915",
     modes=("Standard", "Knative"),
@@ -217,17 +219,17 @@ def probes_ask_what_is_there(case: Case) -> Found:
 def ready_means_something(case: Case) -> Found:
     for _, container, place in case.transformers():
         path = ((container.get("readinessProbe") or {}).get("httpGet") or {}).get("path")
-        if path == "/v2/health/ready" and argument(container, "--enable_predictor_health_check") is None:
-            if not is_ours(container):
-                yield (*place, "readinessProbe"), "is always yes without --enable_predictor_health_check"
+        is_told = argument(container, "--enable_predictor_health_check") is not None
+        if path == "/v2/health/ready" and not is_told and not is_ours(container):
+            yield (*place, "readinessProbe"), "is always yes without --enable_predictor_health_check"
 
 
 @rule(
     "KSV308",
     WARNING,
     "a probe on a port that nobody has",
-    why="A probe at a port that the container neither declares nor is told to listen on fails for ever; an HTTP probe at a "
-    "gRPC port does, too.",
+    why="A probe at a port that the container neither declares nor is told to listen on fails for ever; an HTTP probe "
+    "at a gRPC port does, too.",
     mend="The port of REST.",
     source="Kubernetes' probes; #3113",
     modes=("Standard", "Knative"),
@@ -295,8 +297,8 @@ def second_containers_have_no_probes(case: Case) -> Found:
     "KSV310",
     WARNING,
     "liveness that waits for a model",
-    why="A model's readiness is no while it loads, is unloaded or waits for its predictor: as a liveness probe that kills "
-    "the pod instead of taking it out of the Service.",
+    why="A model's readiness is no while it loads, is unloaded or waits for its predictor: as a liveness probe that "
+    "kills the pod instead of taking it out of the Service.",
     mend="Liveness asks /v2/health/live; a startupProbe gives a large model its time.",
     source="#3795, #3950",
     modes=("Standard", "Knative"),
@@ -348,7 +350,7 @@ def start_is_within_the_deadline(case: Case) -> Found:
         key, model = next(
             ((k, pod.spec[k]) for k in ("model", "triton") if isinstance(pod.spec.get(k), dict)), ("", {})
         )
-        parts = [((*pod.place, key), model)] if key else []
+        parts: list[tuple[Place, dict[str, Any]]] = [((*pod.place, key), model)] if key else []
         parts += [((*pod.place, "containers", n), item) for n, item in enumerate(pod.spec.get("containers") or [])]
         for place, part in parts:
             probe = part.get("startupProbe") or {}

@@ -43,7 +43,8 @@ def replicas_can_be(case: Case) -> Found:
     "KSV502",
     ERROR,
     "a metric that Knative's autoscaler has not",
-    why="Knative's own autoscaler knows concurrency and rps; cpu and memory need the class hpa.autoscaling.knative.dev.",
+    why="Knative's own autoscaler knows concurrency and rps; cpu and memory need the class "
+    "hpa.autoscaling.knative.dev.",
     mend="scaleMetric concurrency or rps.",
     source="v1beta1/inference_service_validation.go",
     modes=("Knative",),
@@ -226,8 +227,8 @@ def keda_and_its_metrics(case: Case) -> Found:
     "KSV509",
     ERROR,
     "a metric for KEDA that lacks a part",
-    why="The webhook refuses External and PodMetric without a query and a target value, cpu by anything but Utilization, "
-    "and memory below 1Mi; PodMetric is opentelemetry's alone, External prometheus' or graphite's.",
+    why="The webhook refuses External and PodMetric without a query and a target value, cpu by anything but "
+    "Utilization, and memory below 1Mi; PodMetric is opentelemetry's alone, External prometheus' or graphite's.",
     mend="metric.query and target.value; for External the backend and its serverAddress.",
     source="v1beta1/inference_service_validation.go, keda#7538",
     modes=("Standard",),
@@ -311,7 +312,8 @@ def behaviour_is_kept(case: Case) -> Found:
     "KSV511",
     WARNING,
     "scale to zero in Standard mode",
-    why="With the HorizontalPodAutoscaler 0 becomes 1 without a word. With KEDA it stays 0, and no HTTP request wakes it.",
+    why="With the HorizontalPodAutoscaler 0 becomes 1 without a word. With KEDA it stays 0, and no HTTP request wakes "
+    "it.",
     mend="minReplicas 1, or Knative mode.",
     source="rec/hpa/hpa_reconciler.go, #3514",
     modes=("Standard",),
@@ -369,8 +371,8 @@ def class_is_one(case: Case) -> Found:
     "KSV513",
     ERROR,
     "scaleMetric memory without a target",
-    why="cpu has a default of 80 percent, memory has none: the webhook refuses it where the class is written out, and the "
-    "autoscaler has nothing to scale to where it is not.",
+    why="cpu has a default of 80 percent, memory has none: the webhook refuses it where the class is written out, and "
+    "the autoscaler has nothing to scale to where it is not.",
     mend="scaleTarget, in percent of the request.",
     source="v1beta1/inference_service_validation.go",
     modes=("Standard",),
@@ -432,8 +434,8 @@ def no_strategy_in_knative(case: Case) -> Found:
     "KSV516",
     NOTE,
     "limits for an autoscaler that is not there",
-    why="With autoscalerClass none a Deployment has minReplicas, with external KServe touches nothing: maxReplicas and "
-    "scaleMetric say something that nobody does.",
+    why="With autoscalerClass none a Deployment has minReplicas, with external KServe touches nothing: maxReplicas "
+    "and scaleMetric say something that nobody does.",
     mend="minReplicas alone; the rest in the autoscaler of your own.",
     source="rec/autoscaler/autoscaler_reconciler.go",
     modes=("Standard",),

@@ -45,7 +45,8 @@ def storage_is_one(case: Case) -> Found:
     "KSV802",
     ERROR,
     "a URI that no storage serves",
-    why="The webhook takes the prefixes that KServe's storage initializer knows, or that a ClusterStorageContainer names.",
+    why="The webhook takes the prefixes that KServe's storage initializer knows, or that a ClusterStorageContainer "
+    "names.",
     mend="gs, s3, pvc, hf, oci, https, hdfs, webhdfs; or a ClusterStorageContainer among these files.",
     source="v1beta1/utils.go:48",
     example="""
@@ -93,7 +94,8 @@ def storage_goes_with_its_scheme(case: Case) -> Found:
     "KSV804",
     ERROR,
     "mount paths that KServe refuses",
-    why="In storageUris a mountPath is absolute and without '..', and all that are no claims lie in one folder that is not /.",
+    why="In storageUris a mountPath is absolute and without '..', and all that are no claims lie in one folder that "
+    "is not /.",
     mend="/mnt/models/first, /mnt/models/second.",
     source="v1beta1/inference_service_validation.go",
     example="""
@@ -145,8 +147,8 @@ def version_is_taken(case: Case) -> Found:
     "KSV811",
     ERROR,
     "a format's version that no runtime of KServe's serves",
-    why="KServe's runtime for Triton names TensorRT 8, TensorFlow 1 and 2, ONNX 1, PyTorch 1 and Triton 2; another version "
-    "finds no runtime, and the service stays NoSupportingRuntime.",
+    why="KServe's runtime for Triton names TensorRT 8, TensorFlow 1 and 2, ONNX 1, PyTorch 1 and Triton 2; another "
+    "version finds no runtime, and the service stays NoSupportingRuntime.",
     mend="Leave the version away, or bring a ServingRuntime of your own.",
     source="config/runtimes/kserve-tritonserver.yaml",
     example="""
@@ -176,8 +178,8 @@ def version_has_a_runtime(case: Case) -> Found:
     "KSV812",
     ERROR,
     "a runtime that does not serve this model",
-    why="The named runtime must be in the service's namespace (or the cluster's), enabled, and list the format, its version "
-    "and the protocol; else the webhook or the controller stops.",
+    why="The named runtime must be in the service's namespace (or the cluster's), enabled, and list the format, its "
+    "version and the protocol; else the webhook or the controller stops.",
     mend="Add it to supportedModelFormats, or name another runtime.",
     source="v1beta1/predictor_model.go, pkg/controller/v1beta1/inferenceservice/utils",
     example="""
@@ -234,8 +236,8 @@ def runtime_serves_it(case: Case) -> Found:
     "KSV813",
     WARNING,
     "a Triton that loads nothing",
-    why="Without storageUri and storage KServe adds --model-control-mode=explicit, also where storageUris is used: Triton "
-    "starts, is ready, and knows no model.",
+    why="Without storageUri and storage KServe adds --model-control-mode=explicit, also where storageUris is used: "
+    "Triton starts, is ready, and knows no model.",
     mend="model.storageUri, or --load-model=*.",
     source="v1beta1/inference_service_defaults.go:479",
     example="""
@@ -248,10 +250,10 @@ def runtime_serves_it(case: Case) -> Found:
 )
 def triton_loads_something(case: Case) -> Found:
     key, model = model_of(case.predictor)
-    if format_of(model) == "triton" and not model.get("storageUri") and not model.get("storage"):
-        if argument(model, "--load-model") is None:
-            what = "has no storageUri, so KServe starts Triton with --model-control-mode=explicit and nothing is loaded"
-            yield ("spec", "predictor", key), what
+    has_storage = model.get("storageUri") or model.get("storage")
+    if format_of(model) == "triton" and not has_storage and argument(model, "--load-model") is None:
+        what = "has no storageUri, so KServe starts Triton with --model-control-mode=explicit and nothing is loaded"
+        yield ("spec", "predictor", key), what
 
 
 @rule(

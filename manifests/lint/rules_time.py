@@ -20,8 +20,9 @@ GRACE_S = 30
     "KSV401",
     WARNING,
     "a predictor's time-out that is longer than its transformer's",
-    why="The caller's time-out is the transformer's: when it is over, a predictor that may go on works for nobody, and "
-    "callers who retry double the load. Without timeout, a route in Standard mode has 60 s, Knative's revision 300.",
+    why="The caller's time-out is the transformer's: when it is over, a predictor that may go on works for nobody, "
+    "and callers who retry double the load. Without timeout, a route in Standard mode has 60 s, Knative's revision "
+    "300.",
     mend="Predictor's timeout up to the transformer's, and the route's above both.",
     source="rec/ingress/httproute_reconciler.go, #1663",
     modes=("Standard", "Knative"),
@@ -54,8 +55,8 @@ def timeouts_nest(case: Case) -> Found:
     "KSV402",
     WARNING,
     "a transformer that waits longer for its predictor than its caller does for it",
-    why="--predictor_request_timeout_seconds is one of several time-outs in a row; one that is longer than the component's "
-    "own timeout never comes to pass, and the caller gets the route's 504 without a reason.",
+    why="--predictor_request_timeout_seconds is one of several time-outs in a row; one that is longer than the "
+    "component's own timeout never comes to pass, and the caller gets the route's 504 without a reason.",
     mend="Shorter than timeout.",
     source="python/kserve/kserve/model_server.py, #1129",
     modes=("Standard", "Knative"),
@@ -84,8 +85,8 @@ def client_gives_up_first(case: Case) -> Found:
     "KSV403",
     WARNING,
     "a grace period shorter than the drain",
-    why="At SIGTERM a pod has terminationGracePeriodSeconds (30 where nothing is said) for preStop and for the requests "
-    "under way; then it is killed, and they are cut off.",
+    why="At SIGTERM a pod has terminationGracePeriodSeconds (30 where nothing is said) for preStop and for the "
+    "requests under way; then it is killed, and they are cut off.",
     mend="At least preStop's sleep and the longest request (timeout, --exit-timeout-secs) together.",
     source="python/kserve/kserve/model_server.py, #3360, #5485",
     modes=("Standard",),
@@ -119,8 +120,8 @@ def grace_is_longer_than_the_drain(case: Case) -> Found:
     "KSV404",
     NOTE,
     "a server that stops listening at once",
-    why="KServe's server closes its port at SIGTERM, while the Service still sends requests to it for a few seconds; these "
-    "are refused. Knative's proxy hides it, Standard mode does not.",
+    why="KServe's server closes its port at SIGTERM, while the Service still sends requests to it for a few seconds; "
+    "these are refused. Knative's proxy hides it, Standard mode does not.",
     mend="lifecycle.preStop with a sleep of 5 to 15 seconds, and a grace period that has room for it.",
     source="python/kserve/kserve/model_server.py, website#726",
     modes=("Standard",),
@@ -145,8 +146,8 @@ def server_waits_before_it_stops(case: Case) -> Found:
     "KSV405",
     WARNING,
     "a router's time-outs that do not nest",
-    why="A graph's router writes no answer after serverWrite (180 s where nothing is said), however long serviceClient lets "
-    "a step take.",
+    why="A graph's router writes no answer after serverWrite (180 s where nothing is said), however long "
+    "serviceClient lets a step take.",
     mend="serviceClient shorter than serverWrite.",
     source="cmd/router/main.go",
     kinds=("InferenceGraph",),

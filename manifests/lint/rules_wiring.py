@@ -18,8 +18,8 @@ TRITON_PORTS = {"http": 8080, "grpc": 9000}
     "KSV201",
     ERROR,
     "no --predictor_protocol",
-    why="KServe adds --predictor_host to a transformer but never --predictor_protocol, whose default is v1. Triton and its "
-    "like speak the Open Inference Protocol alone, so every request fails.",
+    why="KServe adds --predictor_host to a transformer but never --predictor_protocol, whose default is v1. Triton "
+    "and its like speak the Open Inference Protocol alone, so every request fails.",
     mend="--predictor_protocol=v2, or grpc-v2 where the predictor declares a port for it.",
     source="v1beta1/transformer_custom.go, python/kserve/kserve/model_server.py",
     modes=("Standard", "Knative"),
@@ -154,8 +154,8 @@ def host_is_a_host(case: Case) -> Found:
     "KSV206",
     WARNING,
     "--predictor_host of another service",
-    why="KServe's Service is the InferenceService's name, then -predictor (with a predictor.name between them where there "
-    "is one); another name is another service or none.",
+    why="KServe's Service is the InferenceService's name, then -predictor (with a predictor.name between them where "
+    "there is one); another name is another service or none.",
     mend="Leave the flag to KServe, or write this service's name.",
     source="v1beta1/transformer_custom.go, #3278",
     modes=("Standard", "Knative"),
@@ -223,8 +223,8 @@ def host_is_in_the_own_namespace(case: Case) -> Found:
     "KSV208",
     ERROR,
     "a collocated transformer without --predictor_host",
-    why="KServe adds the flag to a separate transformer alone; in one pod nothing is injected, and every request answers "
-    "501.",
+    why="KServe adds the flag to a separate transformer alone; in one pod nothing is injected, and every request "
+    "answers 501.",
     mend="--predictor_host=localhost:PORT, with the port that the other container listens on.",
     source="v1beta1/predictor_custom.go, test/e2e/transformer/test_collocation.py",
     modes=("Standard", "Knative"),
@@ -248,8 +248,8 @@ def collocated_knows_its_host(case: Case) -> Found:
     "KSV209",
     ERROR,
     "a collocated --predictor_host where nobody listens",
-    why="In one pod the predictor is localhost and the port of its container: 8080 for REST and 9000 for gRPC in KServe's "
-    "own runtime for Triton. Without a port it is 80.",
+    why="In one pod the predictor is localhost and the port of its container: 8080 for REST and 9000 for gRPC in "
+    "KServe's own runtime for Triton. Without a port it is 80.",
     mend="localhost and the port that speaks --predictor_protocol.",
     source="config/runtimes/kserve-tritonserver.yaml",
     modes=("Standard", "Knative"),
@@ -329,8 +329,8 @@ def grpc_has_a_port(case: Case) -> Found:
     "KSV211",
     WARNING,
     "a collocated transformer without --model_name",
-    why="KServe names the model of a separate transformer; in one pod nothing is injected, and the server's default is "
-    "`model`, so the URLs with the service's name answer 404.",
+    why="KServe names the model of a separate transformer; in one pod nothing is injected, and the server's default "
+    "is `model`, so the URLs with the service's name answer 404.",
     mend="--model_name, as the InferenceService is called.",
     source="v1beta1/transformer_custom.go, python/kserve/kserve/model_server.py",
     modes=("Standard", "Knative"),
@@ -357,8 +357,8 @@ def collocated_has_a_name(case: Case) -> Found:
     "KSV212",
     ERROR,
     "containerConcurrency of a custom transformer",
-    why="KServe makes --workers of it. Workers are new processes that do not get the predictor's settings, so with two or "
-    "more every request answers 501.",
+    why="KServe makes --workers of it. Workers are new processes that do not get the predictor's settings, so with "
+    "two or more every request answers 501.",
     mend="Take it away, and scale by replicas.",
     source="v1beta1/transformer_custom.go, python/kserve/kserve/context.py (since 0.16, #4526)",
     modes=("Standard", "Knative"),
@@ -386,8 +386,8 @@ def concurrency_is_no_workers(case: Case) -> Found:
     "KSV213",
     ERROR,
     "a transformer with --workers",
-    why="KServe's workers are new processes that do not get the predictor's settings: every request answers 501. Metrics "
-    "are each process's own, too.",
+    why="KServe's workers are new processes that do not get the predictor's settings: every request answers 501. "
+    "Metrics are each process's own, too.",
     mend="One worker, and more replicas.",
     source="python/kserve/kserve/context.py (since 0.16, #4526), #2979",
     modes=("Standard", "Knative"),
@@ -414,8 +414,8 @@ def transformer_has_one_worker(case: Case) -> Found:
     "KSV214",
     WARNING,
     "--predictor_request_retries",
-    why="Over REST it does nothing, since the retrying transport is built and dropped; over gRPC the value 1 fails every "
-    "call, because gRPC counts attempts and wants two.",
+    why="Over REST it does nothing, since the retrying transport is built and dropped; over gRPC the value 1 fails "
+    "every call, because gRPC counts attempts and wants two.",
     mend="Leave it away; retry in the transformer's own code.",
     source="python/kserve/kserve/inference_client.py",
     modes=("Standard", "Knative"),
