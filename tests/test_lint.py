@@ -319,8 +319,8 @@ def test_the_exit_code_says_whether_errors_were_found(tmp_path):
     assert told(clean)[1] == "0 errors, 0 warnings, 0 notes in 1 object (KServe 0.21)"
     assert told(error)[1].split("\n") == [
         f"{error}:5:17: error KSV101 InferenceService/photo "
-        "metadata.annotations[serving.kserve.io/deploymentMode]: is 'standard': expected Standard or Knative; did you mean "
-        "Standard?",
+        "metadata.annotations[serving.kserve.io/deploymentMode]: is 'standard': expected Standard or Knative; did you "
+        "mean Standard?",
         "1 error, 0 warnings, 0 notes in 1 object (KServe 0.21); kservekit lint --explain KSV101 says more",
     ]
 
