@@ -9,7 +9,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case, environment
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
-from kservekit.manifests.pods import FORMATS, MODE, MODES, argument, is_ours
+from kservekit.manifests.pods import FORMATS, MODE, MODES, argument
 from kservekit.manifests.schema import Place, has_schema, kserve_versions, schema_faults
 
 PREFIX = "serving.kserve.io/"
@@ -413,7 +413,7 @@ def annotations_are_known(case: Case) -> Found:
 def tls_moves_the_port(case: Case) -> Found:
     for _, container, place in case.containers():
         has_tls = argument(container, "--ssl_certfile") or "KSERVE_TLS_CERT_FILE" in environment(container)
-        if has_tls and argument(container, "--http_port") in (None, "8080") and not is_ours(container):
+        if has_tls and argument(container, "--http_port") in (None, "8080"):
             for count, port in enumerate(container.get("ports") or []):
                 if port.get("containerPort") == 8080:
                     yield (
