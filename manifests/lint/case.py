@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +37,16 @@ class Around:
     def of(self, kind: str) -> list[Document]:
         return self._kinds.get(kind, [])
 
+    def setting(self, key: str) -> dict[str, Any]:
+        """One of the JSON texts in KServe's ConfigMap; empty where that is not here."""
+        for document in self.of("ConfigMap"):
+            data = document.get("data")
+            if name(document) == "inferenceservice-config" and isinstance(data, dict) and key in data:
+                with contextlib.suppress(ValueError, RecursionError):
+                    found = json.loads(str(data[key]))
+                    return found if isinstance(found, dict) else {}
+        return {}
+
 
 @dataclass
 class Case:
@@ -44,6 +56,7 @@ class Case:
     """Without what a cluster would drop or refuse, so that every field has its type."""
     kserve: str
     around: Around = field(default_factory=lambda: Around(()))
+    _in_part: set[int] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -73,7 +86,17 @@ class Case:
             called = model_of(self.spec.get(component) or {})[1].get("runtime")
             if called and (runtime := self.runtime(called)):
                 used[called] = runtime
-        return list(pods_of(self.document, used))
+        found = list(pods_of(self.document, used))
+        for pod in found:
+            key, model = model_of(pod.spec)
+            if key and model.get("runtime") not in used:
+                pod.containers.append({**model, "name": "kserve-container"})
+                self._in_part.add(id(pod.containers[-1]))
+        return found
+
+    def is_in_part(self, container: dict[str, Any]) -> bool:
+        """Whether it is a model's, and what its runtime adds to it is not known."""
+        return id(container) in self._in_part
 
     @property
     def predictor(self) -> dict[str, Any]:

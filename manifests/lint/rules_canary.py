@@ -384,6 +384,43 @@ def one_canary_at_a_time(case: Case) -> Found:
         yield ("spec", "transformer", "canaryTrafficPercent"), what
 
 
+@rule(
+    "KSV614",
+    WARNING,
+    "spec.canary without the Gateway API",
+    why="The weights of a canary are an HTTPRoute's. With ingress.enableGatewayApi off KServe makes an Ingress, which "
+    "never splits.",
+    mend="enableGatewayApi: true in KServe's ConfigMap, or two InferenceServices.",
+    source="PR #5912, rec/ingress",
+    modes=("Standard",),
+    since="0.21",
+    example="""
+ apiVersion: v1
+ kind: ConfigMap
+ metadata: {name: inferenceservice-config, namespace: kserve}
+ data:
+-  ingress: '{"enableGatewayApi": false}'
++  ingress: '{"enableGatewayApi": true}'
+ ---
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata: {name: photo, annotations: {serving.kserve.io/deploymentMode: Standard}}
+ spec:
+   predictor:
+     name: now
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/1}
+   canary:
+     - trafficPercent: 10
+       predictor:
+         name: next
+         model: {name: kserve-container, modelFormat: {name: sklearn}, storageUri: s3://models/2}
+""",
+)
+def canary_has_a_gateway(case: Case) -> Found:
+    if _canaries(case) and case.around.setting("ingress").get("enableGatewayApi") is False:
+        yield ("spec", "canary"), "KServe's ConfigMap has enableGatewayApi off, and an Ingress splits nothing"
+
+
 def _canaries(case: Case) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = case.spec.get("canary") or []
     return found

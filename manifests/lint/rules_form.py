@@ -265,9 +265,6 @@ def no_python_path(case: Case) -> Found:
     for _, container, place in case.containers():
         if "PYTHONPATH" in environment(container):
             yield (*place, "env"), "KServe refuses PYTHONPATH since 0.18: set it in the image"
-    for key, model in ((key, case.predictor.get(key) or {}) for key in ("model", *FORMATS)):
-        if "PYTHONPATH" in environment(model) and not any(c for c in case.pods[0].containers):
-            yield ("spec", "predictor", key, "env"), "KServe refuses PYTHONPATH since 0.18: set it in the image"
 
 
 @rule(

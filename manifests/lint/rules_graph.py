@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,6 +310,43 @@ def steps_speak_rest(case: Case) -> Found:
         ports = [port for part in parts if isinstance(part, dict) for port in part.get("ports") or []]
         if ports and all("h2c" in str(port.get("name")) or "grpc" in str(port.get("name")) for port in ports):
             yield place, f"goes to {step['serviceName']!r}, which has gRPC alone: the router posts JSON"
+
+
+@rule(
+    "KSV711",
+    WARNING,
+    "a header's pattern that is no regular expression",
+    why="router.headers.propagate is a list of RE2 patterns; one that does not compile, such as *Trace-Id*, matches "
+    "no header, and graphs lose it.",
+    mend='".*Trace-Id.*", or the header\'s name.',
+    source="cmd/router/main.go, config/configmap/inferenceservice.yaml",
+    kinds=GRAPH,
+    example="""
+ apiVersion: v1
+ kind: ConfigMap
+ metadata: {name: inferenceservice-config, namespace: kserve}
+ data:
+-  router: '{"headers": {"propagate": ["*Trace-Id*"]}}'
++  router: '{"headers": {"propagate": ["X-Trace-Id"]}}'
+ ---
+ apiVersion: serving.kserve.io/v1alpha1
+ kind: InferenceGraph
+ metadata: {name: chain}
+ spec:
+   nodes:
+     root:
+       routerType: Sequence
+       steps: [{serviceName: photo}]
+""",
+)
+def header_patterns_compile(case: Case) -> Found:
+    headers = case.around.setting("router").get("headers")
+    for pattern in (headers.get("propagate") if isinstance(headers, dict) else None) or []:
+        try:
+            re.compile(str(pattern))
+        except re.error:
+            what = f"loses headers: router.headers.propagate has {str(pattern)[:40]!r}, which is no regular expression"
+            yield (), what
 
 
 def _nodes(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -76,9 +76,6 @@ def one_kind_of_gpu(case: Case) -> Found:
     for _, container, place in case.containers():
         if len(gpus(container)) > 1:
             yield place, f"asks for {' and '.join(gpus(container))} at once: take one of the GPU components"
-    for place, part, is_model in _parts(case):
-        if is_model and len(gpus(part)) > 1 and not any(case.pods[0].containers):
-            yield (*place, "resources"), f"asks for {' and '.join(gpus(part))} at once: take one"
 
 
 @rule(
@@ -167,7 +164,7 @@ def namespace_takes_it(case: Case) -> Found:
             "seccompProfile": profile.get("type") in ("RuntimeDefault", "Localhost"),
         }
         missing = [key for key, there in wanted.items() if not there]
-        if missing:
+        if missing and not case.is_in_part(container):
             what = f"its securityContext lacks {', '.join(missing)}, and the namespace {case.namespace} is restricted"
             yield place, what
 
@@ -224,7 +221,7 @@ def mounts_have_volumes(case: Case) -> Found:
         volumes = {volume.get("name") for volume in pod.volumes}
         for container in pod.containers:
             for number, mount in enumerate(container.get("volumeMounts") or []):
-                if mount.get("name") not in volumes:
+                if mount.get("name") not in volumes and not case.is_in_part(container):
                     place = (*pod.place_of(container), "volumeMounts", number)
                     yield place, f"mounts the volume {mount.get('name')!r}, which the pod has not"
 
@@ -332,7 +329,8 @@ def logger_is_taken(case: Case) -> Found:
 def there_is_a_place_to_write(case: Case) -> Found:
     for _, container, place in case.containers():
         mounts = {mount.get("mountPath") for mount in container.get("volumeMounts") or []}
-        if (container.get("securityContext") or {}).get("readOnlyRootFilesystem") and "/tmp" not in mounts:  # noqa: S108
+        is_read_only = (container.get("securityContext") or {}).get("readOnlyRootFilesystem")
+        if is_read_only and "/tmp" not in mounts and not case.is_in_part(container):  # noqa: S108
             yield place, "its root file system is read-only and nothing is mounted at /tmp"
 
 
@@ -360,7 +358,8 @@ def there_is_a_place_to_write(case: Case) -> Found:
 )
 def shared_memory_is_shared(case: Case) -> Found:
     for pod in case.pods:
-        of_two = [c for c in pod.containers if c.get("name") in ("kserve-container", "transformer-container")]
+        names = ("kserve-container", "transformer-container")
+        of_two = [c for c in pod.containers if c.get("name") in names and not case.is_in_part(c)]
         having = [c for c in of_two if "/dev/shm" in {m.get("mountPath") for m in c.get("volumeMounts") or []}]  # noqa: S108
         if len(having) == 1 and len(of_two) == 2:
             lacking = of_two[0] if having[0] is of_two[1] else of_two[1]

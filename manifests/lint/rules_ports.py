@@ -158,7 +158,7 @@ def neighbours_have_ports_of_their_own(case: Case) -> Found:
         if not case.model.get("runtime") and pod.component == "predictor" and format_of(case.model) in V2_FORMATS:
             taken = {str(port): "KServe's Triton" for port in (*TRITON_PORTS.values(), 8002)}
         for container in pod.containers:
-            for port in sorted(_listens(container)):
+            for port in sorted(_listens(container) if not case.is_in_part(container) else ()):
                 if port in taken:
                     yield pod.place_of(container), f"{taken[port]} and {container.get('name')} both listen on {port}"
                 taken.setdefault(port, str(container.get("name")))
@@ -360,6 +360,31 @@ def start_is_within_the_deadline(case: Case) -> Found:
             if waits > 600:
                 what = f"waits up to {waits} s, and KServe's Deployment has failed after 600"
                 yield (*place, "startupProbe"), what
+
+
+@rule(
+    "KSV312",
+    ERROR,
+    "a port's protocol that there is none of",
+    why="KServe's schema takes any word; Kubernetes takes TCP, UDP and SCTP and refuses the Deployment, so the "
+    "service is there and has no pods. Serving is TCP.",
+    mend="protocol: TCP, in capitals.",
+    source="Kubernetes' validation, #2349",
+    modes=("Standard", "Knative"),
+    example="""
+   predictor:
+     containers:
+       - name: kserve-container
+         image: example.com/photo:1
+-        ports: [{containerPort: 8080, protocol: http}]
++        ports: [{containerPort: 8080, protocol: TCP}]
+""",
+)
+def port_protocols_are_tcp(case: Case) -> Found:
+    for _, container, place in case.containers():
+        for count, port in enumerate(container.get("ports") or []):
+            if port.get("protocol", "TCP") != "TCP":
+                yield (*place, "ports", count), f"has the protocol {str(port['protocol'])[:20]!r}: expected TCP"
 
 
 def _in_the_service(pod: Pod) -> list[dict[str, Any]]:

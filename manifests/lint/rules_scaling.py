@@ -216,8 +216,7 @@ def no_scale_metric_with_keda(case: Case) -> Found:
 def keda_and_its_metrics(case: Case) -> Found:
     is_keda = _class(case) == "keda"
     for pod in case.pods:
-        scaled = pod.component == "predictor" or "autoScaling" in pod.spec or "maxReplicas" in pod.spec
-        if is_keda and scaled and not _metrics(pod):
+        if is_keda and not _metrics(pod):
             yield pod.place, "KEDA is asked for and told no metric to scale by: autoScaling.metrics"
         if not is_keda and any(item.get("type") != "Resource" for item in _metrics(pod)):
             yield (*pod.place, "autoScaling"), "external metrics need serving.kserve.io/autoscalerClass: keda"

@@ -144,6 +144,43 @@ def version_is_taken(case: Case) -> Found:
 
 
 @rule(
+    "KSV806",
+    WARNING,
+    "a cache from which nobody loads",
+    why="A service takes a model from the nodes' disks where its storageUri begins with the cache's sourceModelUri, "
+    "letter by letter; else it downloads it, and the disks are filled for nothing.",
+    mend="The same URI in both.",
+    source="v1alpha1/local_model_cache_types.go, #3869",
+    kinds=("LocalModelCache", "LocalModelNamespaceCache"),
+    example="""
+ apiVersion: serving.kserve.io/v1alpha1
+ kind: LocalModelCache
+ metadata: {name: photo}
+ spec:
+-  sourceModelUri: s3://models/foto
++  sourceModelUri: s3://models/photo
+   modelSize: 1Gi
+   nodeGroups: [workers]
+ ---
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata: {name: photo, annotations: {serving.kserve.io/deploymentMode: Standard}}
+ spec:
+   predictor:
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}
+""",
+)
+def cache_is_used(case: Case) -> Found:
+    services = case.around.of("InferenceService")
+    predictors = [(service.get("spec") or {}).get("predictor") or {} for service in services]
+    loaded = [str(model_of(predictor)[1].get("storageUri")) for predictor in predictors]
+    uri = str(case.spec.get("sourceModelUri", ""))
+    if loaded and not any(item.startswith(uri) for item in loaded):
+        what = f"is {uri!r}, from which none of these InferenceServices loads: {', '.join(sorted({*loaded}))}"
+        yield ("spec", "sourceModelUri"), what
+
+
+@rule(
     "KSV811",
     ERROR,
     "a format's version that no runtime of KServe's serves",

@@ -524,6 +524,30 @@ def collocated_is_called_so(case: Case) -> Found:
             )
 
 
+@rule(
+    "KSV218",
+    ERROR,
+    "PROTOCOL that a custom predictor cannot have",
+    why="The variable says what a custom container speaks, so that KServe chooses the probe and the URL by it; for a "
+    "predictor the webhook takes v1 and v2 alone.",
+    mend="v1 or v2; gRPC is said by the port's name.",
+    source="v1beta1/predictor_custom.go",
+    example="""
+   predictor:
+     containers:
+       - name: kserve-container
+         image: example.com/photo:1
+-        env: [{name: PROTOCOL, value: grpc-v2}]
++        env: [{name: PROTOCOL, value: v2}]
+""",
+)
+def custom_protocol_is_taken(case: Case) -> Found:
+    for number_, container in enumerate(case.predictor.get("containers") or []):
+        said = environment(container).get("PROTOCOL", {}).get("value")
+        if said not in (None, "v1", "v2") and container.get("name") != "transformer-container":
+            yield ("spec", "predictor", "containers", number_, "env"), f"PROTOCOL is {said!r}: expected v1 or v2"
+
+
 def _host(container: dict[str, object]) -> str:
     said = argument(container, "--predictor_host") or ""
     return said.rpartition("://")[2].partition("/")[0].partition(":")[0]
