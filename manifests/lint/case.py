@@ -12,6 +12,12 @@ from typing import Any
 from kservekit.manifests.pods import MODE, Document, Pod, annotated, argument, is_ours, mode, model_of, name, pods_of
 from kservekit.manifests.schema import Place, kept
 
+CLASS = "serving.kserve.io/autoscalerClass"
+KNATIVE = "autoscaling.knative.dev/"
+
+TRITON_PORTS = {"http": 8080, "grpc": 9000}
+"""Of KServe's own runtime for Triton."""
+
 V2_FORMATS = ("triton", "tensorrt", "onnx")
 """Whose servers speak the Open Inference Protocol alone."""
 
@@ -73,6 +79,18 @@ class Case:
     @property
     def annotations(self) -> dict[str, str]:
         return annotated(self.document)
+
+    @property
+    def autoscaler(self) -> str | None:
+        return self.annotations.get(CLASS)
+
+    def all_annotations(self) -> Iterator[tuple[Place, str, str]]:
+        """Those of the service and of its components, with their places."""
+        for key, value in self.annotations.items():
+            yield ("metadata", "annotations", key), key, value
+        for pod in self.pods:
+            for key, value in (pod.spec.get("annotations") or {}).items():
+                yield (*pod.place, "annotations", key), key, value
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from kservekit.manifests.lint import (
     rules_canary,
+    rules_canary_entries,
+    rules_collocated,
+    rules_flags,
     rules_form,
     rules_graph,
+    rules_hpa,
+    rules_keda,
+    rules_names,
     rules_pod,
     rules_ports,
+    rules_probes,
+    rules_router,
+    rules_runtime,
     rules_scaling,
+    rules_security,
+    rules_sidecars,
     rules_storage,
     rules_time,
     rules_wiring,
@@ -16,8 +27,26 @@ from kservekit.manifests.lint import (
 from kservekit.manifests.lint.rule import Rule
 
 _MODULES = (
-    *(rules_form, rules_wiring, rules_ports, rules_time, rules_scaling),
-    *(rules_canary, rules_graph, rules_storage, rules_pod),
+    rules_canary,
+    rules_canary_entries,
+    rules_collocated,
+    rules_flags,
+    rules_form,
+    rules_graph,
+    rules_hpa,
+    rules_keda,
+    rules_names,
+    rules_pod,
+    rules_ports,
+    rules_probes,
+    rules_router,
+    rules_runtime,
+    rules_scaling,
+    rules_security,
+    rules_sidecars,
+    rules_storage,
+    rules_time,
+    rules_wiring,
 )
 
 RULES: dict[str, Rule] = {
