@@ -270,9 +270,11 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"apiVersion: v1\nkind: List\nitems: [1]\n", "stdin:3:9: '1' where an object belongs"),
         (
             b"kind: x\n{{- if .Values.on }}\n",
-            "stdin:2:1: a Helm template, not YAML yet ('{{- if'): helm template CHART | kservekit lint -",
+            "stdin:2:1: a Helm template, not YAML yet ('{{- if .Values.on }}'): helm template CHART | kservekit lint -",
         ),
         (b'name: {{ include "x" . }}\n', "stdin:1:7: a Helm template, not YAML yet"),
+        (b"kind: x\n{{ if $on }}\na: 1\n{{ end }}\n", "stdin:2:1: a Helm template, not YAML yet ('{{ if $on }}')"),
+        (b"a: {{ .name }}\n", "stdin:1:4: a Helm template, not YAML yet ('{{ .name }}')"),
     ],
 )
 def test_what_is_no_manifest_is_one_line_with_its_place(data, expected, monkeypatch):
@@ -285,7 +287,10 @@ def test_what_is_no_manifest_is_one_line_with_its_place(data, expected, monkeypa
     assert rest == ["0 errors, 0 warnings, 0 notes in 0 objects (KServe 0.21); 1 unreadable"]
 
 
-def test_kserves_own_templates_are_no_helm_template():
+def test_templates_of_kserve_and_of_prometheus_are_no_helm_template():
+    alert = {"alert": "Slow", "expr": "up", "annotations": {"summary": "{{ $labels.pod }} is {{ $value }}"}}
+    rule = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "photo"}}
+    assert rules(yaml.dump({**rule, "spec": {"groups": [{"name": "photo", "rules": [alert]}]}})) == set()
     assert rules(SERVICE.replace("s3://models/photo}", 's3://models/photo, args: ["--model_name={{.Name}}"]}')) == set()
 
 
@@ -373,6 +378,14 @@ def test_a_folder_is_read_as_it_would_be_applied(tmp_path):
     assert lines[0] == f"{tmp_path}/chart: a Helm chart, not YAML yet: helm template CHART | kservekit lint -"
     assert lines[1].startswith(f"{tmp_path}/overlay (rendered):6:3: error KSV106 InferenceService/Team-photo")
     assert lines[2].startswith("1 error, 0 warnings, 0 notes in 2 objects")
+
+
+def test_a_kustomization_that_is_named_is_rendered(tmp_path):
+    (tmp_path / "part.yaml").write_text(SERVICE.replace("Standard", "Raw"))
+    (tmp_path / "kustomization.yaml").write_text("resources: [part.yaml]\n")
+    code, text = told(tmp_path / "kustomization.yaml")
+    assert code == 1
+    assert text.startswith(f"{tmp_path} (rendered):5:5: error KSV101")
 
 
 def test_files_of_one_folder_know_each_other_unless_they_have_the_same_object(tmp_path):

@@ -34,6 +34,8 @@ def read_all(names: Sequence[str], stdin: BinaryIO) -> Inputs:
             _add("stdin", _bytes(stdin, "stdin", found), found, together)
         elif Path(name).is_dir():
             _folder(Path(name), found)
+        elif Path(name).name in FILES:
+            _rendered(Path(name).parent, found)
         else:
             _add(name, _file(Path(name), found), found, together)
     found.groups.insert(0, together)

@@ -25,10 +25,9 @@ DEEPEST = 100
 Mark = tuple[int, int]
 """Line and column, both from 1."""
 
-_HELM = re.compile(
-    r"\{\{-?\s*(?:/\*|\$|\.(?:Values|Release|Chart|Capabilities|Files|Template)\b"
-    r"|(?:if|else|end|range|with|include|template|define|block|toYaml|tpl|default|required|lookup|quote|printf)\b)"
-)
+_HELM = re.compile(r"\{\{-?[\w (]*(?:\.(?:Values|Release|Chart|Capabilities|Files|Template)\b|(?<=include )\")")
+"""What no other template has: Prometheus' alerts and KServe's runtimes have {{ }} as well, and are YAML."""
+
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 _STRING = "tag:yaml.org,2002:str"
 
@@ -37,6 +36,7 @@ class Unreadable(KServeKitError):
     """One line: the file, the line, the column, what is there, and the way out."""
 
     def __init__(self, source: str, mark: Mark | None, what: str) -> None:
+        self.mark = mark
         place = f":{mark[0]}:{mark[1]}" if mark else ""
         super().__init__(f"{source}{place}: {what}")
 
@@ -70,18 +70,31 @@ def read(text: str, source: str) -> tuple[list[Entry], list[Unreadable]]:
     """The objects in `text`, and what of it is none."""
     helm = _HELM.search(text)
     if helm:
-        before = text[: helm.start()]
-        mark = before.count("\n") + 1, helm.start() - before.rfind("\n")
-        what = f"a Helm template, not YAML yet ({helm.group()[:30]!r}): helm template CHART | kservekit lint -"
-        return [], [Unreadable(source, mark, what)]
+        return [], [_is_helm(source, text, _mark(text, helm.start()))]
     entries: list[Entry] = []
     refused: list[Unreadable] = []
     try:
         for value, marks, start in _Reader(text, source).documents():
             _take(value, marks, start, source, entries, refused)
     except Unreadable as error:
+        # {{ if }} on a line of its own is no YAML, which is found there or on the next line.
+        before = text.split("\n")[: error.mark[0]] if error.mark else []
+        templates = [number for number, line in enumerate(before[-2:], len(before[:-2])) if "{{" in line]
+        if templates:
+            error = _is_helm(source, text, (templates[0] + 1, before[templates[0]].index("{{") + 1))
         refused.append(error)
     return entries, refused
+
+
+def _is_helm(source: str, text: str, mark: Mark) -> Unreadable:
+    shown = text.split("\n")[mark[0] - 1][mark[1] - 1 :][:30]
+    what = f"a Helm template, not YAML yet ({shown!r}): helm template CHART | kservekit lint -"
+    return Unreadable(source, mark, what)
+
+
+def _mark(text: str, position: int) -> Mark:
+    before = text[:position]
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def _take(
@@ -149,11 +162,7 @@ class _Reader:
             said = ", ".join(filter(None, (error.context, error.problem)))
             raise Unreadable(self._source, mark, f"not YAML: {said or 'it cannot be parsed'}") from None
         except yaml.reader.ReaderError as error:
-            raise Unreadable(self._source, self._mark(error.position), f"not YAML: {error.reason}") from None
-
-    def _mark(self, position: int) -> Mark:
-        before = self._text[:position]
-        return before.count("\n") + 1, len(before) - before.rfind("\n")
+            raise Unreadable(self._source, _mark(self._text, error.position), f"not YAML: {error.reason}") from None
 
     def _open(self, event: Any, mark: Mark) -> None:
         if len(self._stack) > DEEPEST:

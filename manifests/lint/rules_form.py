@@ -33,9 +33,9 @@ ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "Inf
 )
 def fits_its_schema(case: Case) -> Found:
     metadata = case.written.get("metadata")
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("name", metadata.get("generateName")), str):
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if has_schema(case.written) and not isinstance(metadata.get("name", metadata.get("generateName")), str):
         yield ("metadata",), "has no name, which is a text"
-        metadata = metadata if isinstance(metadata, dict) else {}
     for field in ("annotations", "labels"):
         texts = metadata.get(field)
         if texts is not None and not isinstance(texts, dict):
@@ -45,14 +45,16 @@ def fits_its_schema(case: Case) -> Found:
                 if not isinstance(value, str):
                     what = f"is {str(value)[:40]}, which is no text: a cluster refuses it without quotes"
                     yield ("metadata", field, key), what
-    if has_schema(case.written):
-        for place, what in schema_faults(case.written, case.kserve):
-            later = ""
-            if "no field of its schema" in what or not place:
-                others = [version for version in kserve_versions() if version > case.kserve]
-                has = [version for version in others if place not in dict(schema_faults(case.written, version))]
-                later = f" (KServe {has[0]} has it)" if has else ""
-            yield place, f"{what}{later}"
+    if not has_schema(case.written):
+        return
+    found = schema_faults(case.written, case.kserve)
+    is_unknown = any("no field of its schema" in what or not place for place, what in found)
+    later = [version for version in kserve_versions() if version > case.kserve] if is_unknown else []
+    faults_later = {version: dict(schema_faults(case.written, version)) for version in later}
+    for place, what in found:
+        has = [version for version in later if place not in faults_later[version]]
+        is_dropped = "no field of its schema" in what or not place
+        yield place, f"{what} (KServe {has[0]} has it)" if has and is_dropped else what
 
 
 @rule(

@@ -140,7 +140,7 @@ def api_is_served(case: Case) -> Found:
 """,
 )
 def no_default_in_names(case: Case) -> Found:
-    pattern = re.compile(r"[a-z0-9-]+-(?:predictor|transformer|explainer)-default\b")
+    pattern = re.compile(r"[a-z0-9-]{0,63}-(?:predictor|transformer|explainer)-default\b")
     for place, text in _texts(case.spec, ("spec",)):
         if match := pattern.search(text):
             what = f"has {match.group()}: KServe 0.11 dropped -default from its Services' names"
