@@ -17,6 +17,9 @@ from kservekit.manifests.finding import Finding
 
 SCHEMAS = Path(__file__).parent / "schemas/crds.json"
 
+Fields = dict[str, int]
+"""Names, and the numbers of their nodes."""
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -120,19 +123,22 @@ def _number(document: dict[str, Any], kserve: str) -> int | None:
     return found
 
 
-def _check(value: Any, number: int, path: Place) -> Iterator[tuple[Place, str]]:
+def _check(value: Any, number: int, path: Place, above: Fields | None = None) -> Iterator[tuple[Place, str]]:
+    """`above` are the fields of the object that this one is in."""
     node = _condensed()["nodes"][number]
     if not _has_type(value, number):
         yield path, f"is {_quoted(value)}: expected {node['type']}"
     elif isinstance(value, dict):
-        yield from _check_object(value, node, path)
+        yield from _check_object(value, node, path, above or {})
     elif isinstance(value, list):
         yield from _check_list(value, node, path)
     else:
         yield from _check_scalar(value, node, path)
 
 
-def _check_object(value: dict[str, Any], node: dict[str, Any], path: Place) -> Iterator[tuple[Place, str]]:
+def _check_object(
+    value: dict[str, Any], node: dict[str, Any], path: Place, above: Fields
+) -> Iterator[tuple[Place, str]]:
     fields = node.get("fields", {})
     for name in node.get("required", ()):
         if value.get(name) is None:
@@ -141,16 +147,18 @@ def _check_object(value: dict[str, Any], node: dict[str, Any], path: Place) -> I
         if item is None:  # a cluster takes it for absent
             continue
         if name in fields:
-            yield from _check(item, fields[name], (*path, name))
+            yield from _check(item, fields[name], (*path, name), fields)
         elif "values" in node:
             yield from _check(item, node["values"], (*path, name))
         elif not node.get("open"):
             close = _likely(name, fields)
             hint = f"; did you mean {close}?" if close else ""
+            if not close and name in above:
+                hint = f"; it belongs one level higher, beside {path[-1]}"
             yield (*path, name), f"is no field of its schema: a cluster drops it without a word{hint}"
 
 
-def _likely(name: str, fields: dict[str, int]) -> str:
+def _likely(name: str, fields: Fields) -> str:
     """The field that was meant: an old name's new one, one below, or one that is spelt nearly so."""
     if _RENAMED.get(name) in fields:
         return _RENAMED[name]

@@ -173,6 +173,16 @@ def test_a_field_that_stands_one_level_too_high_is_told_where_it_belongs():
     assert fault.what.endswith("; did you mean model.protocolVersion?")
 
 
+def test_a_field_that_stands_one_level_too_low_is_told_where_it_belongs():
+    (fault,) = found(SERVICE.replace("photo}", "photo, canaryTrafficPercent: 10}"))
+    assert fault.what.endswith("; it belongs one level higher, beside model")
+
+
+def test_a_field_by_its_old_name_is_told_its_new_one():
+    (fault,) = found(SERVICE + "    timeoutSeconds: 60\n")
+    assert fault.what.endswith("; did you mean timeout?")
+
+
 def test_a_mode_that_the_file_says_counts_more_than_the_flag():
     text = SERVICE.replace("predictor:", "predictor:\n    canaryTrafficPercent: 10")
     assert rules(text, mode="Knative") == {"KSV601"}

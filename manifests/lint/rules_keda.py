@@ -77,7 +77,8 @@ def keda_and_its_metrics(case: Case) -> Found:
     ERROR,
     "a metric for KEDA that lacks a part",
     why="The webhook refuses External and PodMetric without a query and a target value, cpu by anything but "
-    "Utilization, and memory below 1Mi; PodMetric is opentelemetry's alone, External prometheus' or graphite's.",
+    "Utilization, and memory below 1Mi; PodMetric is opentelemetry's alone, External prometheus' or graphite's, whose "
+    "address KEDA needs.",
     mend="metric.query and target.value; for External the backend and its serverAddress.",
     source="v1beta1/inference_service_validation.go, keda#7538",
     modes=("Standard",),
@@ -114,13 +115,13 @@ def keda_metrics_are_whole(case: Case) -> Found:
                 continue
             target, metric = part.get("target") or {}, part.get("metric") or {}
             if kind in ("External", "PodMetric"):
-                missing = [key for key in ("query", "backend") if not metric.get(key)]
-                if kind == "External" and not metric.get("serverAddress"):
-                    missing.append("serverAddress")
-                if missing:
-                    yield place, f"has no metric.{' and no metric.'.join(missing)}: KServe refuses it"
+                if not metric.get("query"):
+                    yield place, "has no metric.query: KServe refuses it"
                 if "value" not in target:
                     yield place, "has no target.value: KServe refuses it"
+                for key in ("backend", "serverAddress") if kind == "External" else ("backend",):
+                    if not metric.get(key):
+                        yield place, f"has no metric.{key}: KEDA refuses the trigger"
             elif part.get("name") == "cpu" and target.get("type", "Utilization") != "Utilization":
                 yield place, f"scales by cpu with {target.get('type')}: KEDA takes Utilization"
 

@@ -60,7 +60,7 @@ def fields_are_read(case: Case) -> Found:
     for _, node, place, step in steps(case):
         for field in ignored.get(str(node.get("routerType")), ()):
             if field in step:
-                yield (*place, field), f"is ignored in a {node['routerType']}"
+                yield (*place, field), f"is ignored: {node['routerType']} does not look at it"
 
 
 @rule(
@@ -163,3 +163,26 @@ def header_patterns_compile(case: Case) -> Found:
         except re.error:
             what = f"loses headers: router.headers.propagate has {str(pattern)[:40]!r}, which is no regular expression"
             yield (), what
+
+
+@rule(
+    "KSV712",
+    WARNING,
+    "a condition that is no GJSON",
+    why="Conditions are GJSON paths into the request's body, and a path that exists is true. Braces make an object "
+    "there, which always exists: JSONPath and templates are never compared, so the first step gets every request.",
+    mend='"instances.#(kind==1)", or "[@this].#(kind==1)" for a field of the body itself.',
+    source="cmd/router/main.go (pickupRouteByCondition), docs/samples/graph",
+    kinds=GRAPH,
+    example=example("""
+     root:
+       routerType: Switch
+       steps:
+-        - {serviceName: photo-a, condition: "{ .kind == 1 }"}
++        - {serviceName: photo-a, condition: "[@this].#(kind==1)"}
+"""),
+)
+def conditions_are_gjson(case: Case) -> Found:
+    for _, _, place, step in steps(case):
+        if str(step.get("condition", "")).lstrip().startswith("{"):
+            yield (*place, "condition"), "is JSONPath or a template, not GJSON: in braces it is always true"
