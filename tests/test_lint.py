@@ -132,6 +132,19 @@ def test_nothing_is_found_in_our_own_manifests(folder):
             "Standard",
             {"KSV104", "KSV503", "KSV506", "KSV511", "KSV517", "KSV601"},
         ),
+        # gRPC named first (#2376), and none wanted at night (#3514)
+        (
+            """
+            predictor:
+              minReplicas: 0
+              model:
+                modelFormat: {name: tensorflow}
+                storageUri: gs://m/flowers
+                ports: [{containerPort: 9000, name: h2c}, {containerPort: 8080, name: http}]
+            """,
+            "Standard",
+            {"KSV303", "KSV511"},
+        ),
         # KEDA by a metric of a Service's old name
         (
             """
@@ -159,6 +172,54 @@ def test_documents_of_the_shapes_that_others_publish_are_told_what_is_wrong(text
         "spec": spec,
     }
     assert rules(yaml.dump(document), mode=mode) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        # the keys of KServe 0.8, and conditions in JSONPath, as the type's own comment still has them
+        (
+            """
+            root:
+              routerType: Single
+              routes: [{service: green}]
+              nextRoutes: [{nodeName: next, data: $response}]
+            next: {routerType: Switch, routes: [{service: blue, condition: '{.target == "blue"}'}]}
+            """,
+            {"KSV100"},
+        ),
+        # a last step that is meant to be the default
+        (
+            """
+            root:
+              routerType: Switch
+              steps:
+                - {serviceName: dogs, condition: "{ .predictions[0].class == 'dog' }"}
+                - {serviceName: all}
+            """,
+            {"KSV704", "KSV712"},
+        ),
+        # an ensemble whose last step is meant to see the others' answers
+        (
+            """
+            root:
+              routerType: Ensemble
+              steps: [{name: a, serviceName: a}, {name: vote, serviceName: vote, data: $response}]
+            """,
+            {"KSV707"},
+        ),
+        # nodes in the order of the file, and no root
+        ("prepare: {routerType: Sequence, steps: [{name: features, serviceName: features}]}", {"KSV701"}),
+    ],
+)
+def test_graphs_of_the_shapes_that_others_publish_are_told_what_is_wrong(nodes, expected):
+    graph = {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "InferenceGraph",
+        "metadata": {"name": "public"},
+        "spec": {"nodes": yaml.safe_load(nodes)},
+    }
+    assert rules(yaml.dump(graph)) == expected
 
 
 def test_a_field_of_a_later_version_is_told_which():

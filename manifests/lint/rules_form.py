@@ -109,7 +109,7 @@ def mode_is_one(case: Case) -> Found:
 )
 def mode_is_said(case: Case) -> Found:
     if MODE not in case.annotations:
-        what = f"{MODE} is None: expected Standard or Knative, since the default differs between installations"
+        what = f"has no {MODE}: expected Standard or Knative, since the default differs between installations"
         yield ("metadata",), what
 
 
