@@ -244,6 +244,24 @@ def test_a_field_by_its_old_name_is_told_its_new_one():
     assert fault.what.endswith("; did you mean timeout?")
 
 
+def test_what_a_runtime_speaks_is_guessed_only_where_these_files_say_enough():
+    """ONNX in KServe's Triton has no v1; in a runtime that only the cluster knows it may have."""
+    text = RULES["KSV201"].bad.replace("{name: triton}", "{name: onnx}")
+    assert rules(text) == {"KSV201"}
+    assert rules(text.replace("{name: onnx}", "{name: onnx}, runtime: theirs")) == set()
+    theirs = """\
+---
+apiVersion: serving.kserve.io/v1alpha1
+kind: ServingRuntime
+metadata: {name: theirs}
+spec:
+  supportedModelFormats: [{name: onnx}]
+  protocolVersions: [v2]
+  containers: [{name: kserve-container, image: example.com/server:1}]
+"""
+    assert rules(text.replace("{name: onnx}", "{name: onnx}, runtime: theirs") + theirs) == {"KSV201"}
+
+
 def test_a_mode_that_the_file_says_counts_more_than_the_flag():
     text = SERVICE.replace("predictor:", "predictor:\n    canaryTrafficPercent: 10")
     assert rules(text, mode="Knative") == {"KSV601"}

@@ -148,9 +148,16 @@ class Case:
 
     @property
     def speaks_v2_only(self) -> bool:
-        """Whether the predictor is one that has no v1."""
-        protocol = self.model.get("protocolVersion")
-        return protocol in ("v2", "grpc-v2") or (not protocol and format_of(self.model) in V2_FORMATS)
+        """Whether the predictor is one that has no v1, as far as these files say."""
+        protocol, called = self.model.get("protocolVersion"), self.model.get("runtime")
+        if protocol:
+            return protocol in ("v2", "grpc-v2")
+        runtime = self.runtime(called) if called else None
+        listed = ((runtime or {}).get("spec") or {}).get("protocolVersions")
+        if listed:
+            return "v1" not in listed
+        is_kserves = called in (None, "kserve-tritonserver")
+        return format_of(self.model) in (V2_FORMATS if is_kserves else ("triton", "tensorrt"))
 
 
 def namespace(document: Document) -> str:

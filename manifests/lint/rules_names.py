@@ -40,7 +40,7 @@ ANNOTATIONS = (
 )
 def model_has_no_name(case: Case) -> Found:
     for key in ("model", *FORMATS):
-        if "name" in (case.predictor.get(key) or {}):
+        if (case.predictor.get(key) or {}).get("name"):
             yield ("spec", "predictor", key, "name"), "KServe refuses it since 0.16: take it away"
 
 

@@ -17,10 +17,10 @@ RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
 
 @rule(
     "KSV811",
-    ERROR,
+    WARNING,
     "a format's version that no runtime of KServe's serves",
     why="KServe's runtime for Triton names TensorRT 8, TensorFlow 1 and 2, ONNX 1, PyTorch 1 and Triton 2; another "
-    "version finds no runtime, and the service stays NoSupportingRuntime.",
+    "version finds no runtime, unless the cluster has one of yours, and the service stays NoSupportingRuntime.",
     mend="Leave the version away, or bring a ServingRuntime of your own.",
     source="config/runtimes/kserve-tritonserver.yaml",
     example="""
@@ -42,7 +42,7 @@ def version_has_a_runtime(case: Case) -> Found:
         return  # others serve these, too
     if not any(_supports(runtime, model) for kind in RUNTIMES for runtime in case.around.of(kind)):
         known = " or ".join(TRITON_VERSIONS[called])
-        what = f"is {version}: KServe's Triton has {called} {known}, so no runtime serves it"
+        what = f"is {version}: KServe's Triton has {called} {known}, and these files have no runtime"
         yield ("spec", "predictor", key, "modelFormat", "version"), what
 
 
