@@ -19,6 +19,7 @@ examples:
   kservekit demo
   kservekit serve doubler.py:Doubler --model_name doubler
   kservekit repository build model.onnx --into models
+  kservekit lint inferenceservice.yaml
   kservekit bench --list
 """
 
@@ -71,6 +72,8 @@ def _verb(argv: Sequence[str] | None) -> int:
         ),
         "triton": (triton, "a running Triton: its models, load and unload, statistics, trace and log settings"),
         "engine": (engine, "an ONNX file to a TensorRT engine, ahead of time"),
+        "lint": (lint, "KServe files, anybody's: what a cluster would ignore, rewrite or refuse, and the way out"),
+        "render": (render, "an overlay as plain YAML that KServe leaves as it is, for a version and a mode"),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -166,6 +169,18 @@ def engine(arguments: list[str]) -> int:
     from kservekit.predictors.tensorrt_command import run
 
     return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def lint(arguments: list[str]) -> int:
+    from kservekit.manifests.lint.command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def render(arguments: list[str]) -> int:
+    from kservekit.manifests.render_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout), lambda line: put(line, sys.stderr))
 
 
 def bench(arguments: list[str]) -> int:

@@ -14,8 +14,8 @@ import yaml
 from kservekit.errors import CannotStart
 from kservekit.manifests.composition import check_composition, components, versions
 from kservekit.manifests.finding import Finding
+from kservekit.manifests.lint.run import check_rules
 from kservekit.manifests.pods import Document
-from kservekit.manifests.rules_mode import check_modes
 from kservekit.manifests.rules_pods import check_pods
 from kservekit.manifests.rules_references import check_references
 from kservekit.manifests.schema import check_schema, has_schema, kserve_versions
@@ -51,7 +51,7 @@ def check_manifests(documents: Sequence[Document], kserve: Iterable[str]) -> lis
             else Finding(finding.where, f"{finding.what} (KServe {found_in[-1]})")
             for finding, found_in in by_schema.items()
         )
-    return sorted({*check_modes(documents), *check_pods(documents), *check_references(documents)})
+    return sorted({*check_rules(documents, wanted[-1]), *check_pods(documents), *check_references(documents)})
 
 
 def check_kustomization(folder: Path, rendered: str) -> list[Finding]:

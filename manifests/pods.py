@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kservekit.manifests.schema import Place, shown
+
 Document = dict[str, Any]
 
 MODE = "serving.kserve.io/deploymentMode"
 MODES = {"Serverless": "Knative", "RawDeployment": "Standard", "Knative": "Knative", "Standard": "Standard"}
 """KServe's words for its modes, the old ones too, and what it writes instead of them since 0.16."""
+
+FORMATS = (
+    *("huggingface", "lightgbm", "onnx", "paddle", "pmml"),
+    *("pytorch", "sklearn", "tensorflow", "triton", "xgboost"),
+)
+"""The older forms of `model`, each named by its format; KServe rewrites them."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,8 @@ class Pod:
     """The InferenceService."""
     component: str
     """predictor, transformer, explainer, or the name of a canary."""
-    path: str
-    """Where it stands: `spec.predictor`."""
+    place: Place
+    """Where it stands: ("spec", "predictor")."""
     spec: dict[str, Any]
     """The component as it is written."""
     containers: list[dict[str, Any]]
@@ -28,7 +36,14 @@ class Pod:
 
     @property
     def where(self) -> str:
-        return f"InferenceService/{name(self.service)} {self.path}"
+        return f"InferenceService/{name(self.service)} {shown(self.place)}"
+
+    def place_of(self, container: dict[str, Any]) -> Place:
+        """Where a container stands; one that is merged with its runtime's, at the model."""
+        for number, own in enumerate(self.spec.get("containers") or []):
+            if own is container:
+                return (*self.place, "containers", number)
+        return (*self.place, *filter(None, [model_of(self.spec)[0]]))
 
     @property
     def mode(self) -> str:
@@ -53,24 +68,40 @@ def mode(service: Document) -> str:
     return MODES.get(annotated(service).get(MODE, ""), "")
 
 
+def model_of(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The key and the fields of `model`, or of one of its older forms; empty where there is none."""
+    if "model" in spec:
+        return "model", spec["model"] or {}
+    for key in FORMATS:
+        if key in spec:
+            return key, {"modelFormat": {"name": key}, **(spec[key] or {})}
+    return "", {}
+
+
 def pods(documents: Sequence[Document]) -> Iterator[Pod]:
     runtimes = {name(document): document for document in of_kind(documents, "ServingRuntime", "ClusterServingRuntime")}
     for service in of_kind(documents, "InferenceService"):
-        for component in ("predictor", "transformer", "explainer"):
-            if component in service["spec"]:
-                yield _pod(service, component, f"spec.{component}", service["spec"][component], runtimes)
+        yield from pods_of(service, runtimes)
 
 
-def _pod(service: Document, component: str, path: str, spec: dict[str, Any], runtimes: dict[str, Document]) -> Pod:
+def pods_of(service: Document, runtimes: dict[str, Document]) -> Iterator[Pod]:
+    """Those of one InferenceService, among these runtimes by name."""
+    for component in ("predictor", "transformer", "explainer"):
+        spec = service.get("spec", {}).get(component)
+        if spec is not None:
+            yield _pod(service, component, spec, runtimes)
+
+
+def _pod(service: Document, component: str, spec: dict[str, Any], runtimes: dict[str, Document]) -> Pod:
     containers, volumes = list(spec.get("containers") or []), list(spec.get("volumes") or [])
-    model = spec.get("model")
-    if model is not None:
-        runtime = runtimes.get(model.get("runtime"), {}).get("spec", {})
+    key, model = model_of(spec)
+    if key:
+        runtime = runtimes.get(model.get("runtime", ""), {}).get("spec", {})
         volumes += runtime.get("volumes") or []
         for container in runtime.get("containers") or []:
             is_models = container.get("name") == "kserve-container"
             containers.append(_merged(container, model) if is_models else container)
-    return Pod(service, component, path, spec, containers, volumes)
+    return Pod(service, component, ("spec", component), spec, containers, volumes)
 
 
 def _merged(container: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:

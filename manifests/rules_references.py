@@ -32,7 +32,6 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
     for document in of_kind(documents, "InferenceService", "LocalModelCache", "LocalModelNamespaceCache"):
         where = f"{document['kind']}/{name(document)}"
         yield from (Finding(f"{where} {place}", what) for place, what in _placeholders(document["spec"], "spec."))
-    yield from _local_caches(documents)
     yield from _redis(documents)
     services = {name(service): service for service in of_kind(documents, "InferenceService")}
     for document in documents:
@@ -69,15 +68,6 @@ def _claim(model: dict[str, Any], documents: Sequence[Document]) -> Iterator[str
     claims = {name(document) for document in of_kind(documents, "PersistentVolumeClaim")}
     if scheme == "pvc" and claims and rest.partition("/")[0] not in claims:
         yield f"is on the claim {rest.partition('/')[0]!r}, and the claims of these manifests are {sorted(claims)}"
-
-
-def _local_caches(documents: Sequence[Document]) -> Iterator[Finding]:
-    loaded = [str((pod.spec.get("model") or {}).get("storageUri")) for pod in pods(documents)]
-    for cache in of_kind(documents, "LocalModelCache", "LocalModelNamespaceCache"):
-        uri = cache["spec"]["sourceModelUri"]
-        if loaded and not any(item.startswith(uri) for item in loaded):
-            where = f"{cache['kind']}/{name(cache)} spec.sourceModelUri"
-            yield Finding(where, f"is {uri!r}, from which none of these InferenceServices loads: {', '.join(loaded)}")
 
 
 def _redis(documents: Sequence[Document]) -> Iterator[Finding]:

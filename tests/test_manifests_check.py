@@ -10,7 +10,7 @@ from rendered_manifests import MANIFESTS, SCENARIOS, kustomize, rendered
 from kservekit.errors import CannotStart
 from kservekit.manifests.check import check_kustomization, check_manifests, read_documents
 from kservekit.manifests.composition import components, versions
-from kservekit.manifests.rules_mode import knative_features
+from kservekit.manifests.knative_features import knative_features
 from kservekit.manifests.schema import check_schema, kserve_versions
 
 STANDARD, KNATIVE = MANIFESTS / "overlays/production-standard", MANIFESTS / "overlays/production-knative"

