@@ -18,6 +18,7 @@ examples:
   kservekit demo
   kservekit serve doubler.py:Doubler --model_name doubler
   kservekit repository build model.onnx --into models
+  kservekit loadtest --url http://127.0.0.1:8080 --model doubler --rate 100 --duration 10
   kservekit bench --list
 """
 
@@ -69,6 +70,10 @@ def _verb(argv: Sequence[str] | None) -> int:
             "a model's file to a Triton model repository, and what is wrong with one",
         ),
         "triton": (triton, "a running Triton: its models, load and unload, statistics, trace and log settings"),
+        "loadtest": (
+            loadtest,
+            "a load on a model, open loop or closed, and whether it holds an SLO: the exit code says",
+        ),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -154,6 +159,13 @@ def triton(arguments: list[str]) -> int:
     from kservekit.predictors.triton_command import run
 
     return run(arguments, lambda line: put(line, sys.stdout))
+
+
+def loadtest(arguments: list[str]) -> int:
+    # locust patches the process for gevent, which has to come before most imports.
+    from kservekit.loadtest.command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout), lambda line: put(line, sys.stderr))
 
 
 def bench(arguments: list[str]) -> int:
