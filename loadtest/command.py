@@ -28,12 +28,15 @@ examples:
   kservekit loadtest compare before.json after.json
   kservekit loadtest compare run.json --revisions photo-00001 photo-00002
 
-exit codes: 0 the SLO is held (compare: not worse), 1 it is not, 2 the command, a profile or an SLO file is wrong,
+exit codes: 0 the SLO is held (compare: better), 1 it is not (worse), 2 the command, a profile or an SLO file is wrong,
 3 no verdict: no data, or a generator too slow (compare: cannot tell), 4 the target does not answer or is not what it is
 said to be, 130 Ctrl-C
 """
 
 PASS, FAIL, USAGE, NO_VERDICT, NO_TARGET, STOPPED = 0, 1, 2, 3, 4, 130
+
+LEAST_TRIAL_S = 4
+"""Whether a rate is stable is seen in the quarters of a trial, and the series is by the second."""
 
 Put = Callable[[str], None]
 
@@ -75,6 +78,8 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
         raise CannotStart("no --duration: expected the seconds of the run")
     if given.find_limit and options.rate is None:
         raise CannotStart("--find-limit needs the rate to begin with: --rate")
+    if given.find_limit and options.duration_s < LEAST_TRIAL_S:
+        raise CannotStart(f"--duration is {options.duration_s:g}: a trial of the limit takes {LEAST_TRIAL_S} s or more")
     for file in filter(None, (given.json, given.html)):
         if not Path(file).parent.is_dir():
             raise CannotStart(f"{file} cannot be written: there is no folder {Path(file).parent}")
@@ -135,8 +140,8 @@ def _limit(
 def _compare(arguments: Sequence[str], put: Put) -> int:
     parser = argparse.ArgumentParser(
         prog="kservekit loadtest compare",
-        description="Whether the second run, or revision, is better or worse than the first: by intervals from a bootstrap"
-        " of blocks of seconds. Exit codes: 0 better, 1 worse, 3 cannot tell.",
+        description="Whether the second run, or revision, is better or worse than the first, by intervals from a"
+        " bootstrap of blocks of seconds. Exit codes: 0 better, 1 worse, 3 cannot tell.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json", help="two, or one with --revisions")
     parser.add_argument("--revisions", nargs=2, metavar=("BEFORE", "AFTER"), help="of one run")

@@ -109,7 +109,7 @@ class HttpWire:
             if time.monotonic() - since < IDLE_S or _is_quiet(connection):
                 return connection
             connection.close()
-        made = gevent_socket.create_connection(self._address)
+        made: socket.socket = gevent_socket.create_connection(self._address)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +37,9 @@ class Limit:
 def is_stable(medians_ms: Sequence[float]) -> bool:
     """Whether the answers of a trial did not become slower and slower: its parts' medians, in order."""
     last = medians_ms[-3:]
-    return len(last) >= 3 and (max(last) - min(last) <= STABLE_MS or max(last) <= min(last) * (1 + STABLE))
+    if len(last) < 3 or any(map(math.isnan, last)):
+        return False
+    return max(last) - min(last) <= STABLE_MS or max(last) <= min(last) * (1 + STABLE)
 
 
 def search(trial: Callable[[float], Trial], start: float, *, most: float, precision: float = PRECISION) -> Limit:

@@ -72,6 +72,15 @@ def add_flags(parser: Any) -> None:
     load.add_argument("--slo", metavar="FILE", help="what the run is held to, TOML or YAML")
 
 
+def from_locusts_page(given: argparse.Namespace) -> argparse.Namespace:
+    """Its form sends what was left out as an empty text."""
+    found = {key: None if value in ("", []) else value for key, value in vars(given).items()}
+    for key in ("header", "payload", "input"):
+        if isinstance(found.get(key), str):
+            found[key] = [found[key]]
+    return argparse.Namespace(**found)
+
+
 def resolve(
     given: argparse.Namespace,
     *,

@@ -130,8 +130,8 @@ class Recorder:
 
     def series(self) -> tuple[list[int], list[int], dict[str, list[Second]]]:
         """Asked, sent, and what came of it by revision; an entry for each `width_s`."""
-        slots = [slot for series in (self._asked, self._sent, *self._series.values()) for slot in series]
-        length = max(slots, default=-1) + 1
+        every: list[Iterable[int]] = [self._asked, self._sent, *self._series.values()]
+        length = max((slot for series in every for slot in series), default=-1) + 1
         return (
             [self._asked.get(slot, 0) for slot in range(length)],
             [self._sent.get(slot, 0) for slot in range(length)],
@@ -184,8 +184,8 @@ def _part(wire: str, name: str, revision: str, tallies: Iterable[_Tally]) -> Par
         for histogram, counts in ((latency, tally.latency), (from_send, tally.from_send)):
             for us, count in counts.items():
                 histogram.record_value(us, count)
-    found = (_milliseconds(histogram) for histogram in (latency, from_send))
-    return Part(wire, name, revision, answers, errors, good, *found, latency.encode().decode())
+    hdr = latency.encode().decode()
+    return Part(wire, name, revision, answers, errors, good, _milliseconds(latency), _milliseconds(from_send), hdr)
 
 
 def _milliseconds(histogram: Any) -> dict[str, float]:

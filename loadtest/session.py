@@ -218,7 +218,7 @@ class Session:
     def _count_rest(self, due_s: float, starts: Any) -> None:
         """What was to start by now, and did not."""
         assert isinstance(self.load, Load)  # noqa: S101
-        over_s = min(self.elapsed_s, self.load.duration_s)
+        over_s = min(self.elapsed_s if self._end_s is None else self._end_s, self.load.duration_s)
         while due_s < over_s:
             self.recorder.ask(due_s)
             due_s = next(starts, math.inf)

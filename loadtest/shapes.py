@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from kservekit.errors import CannotStart
@@ -79,8 +80,9 @@ def load(text: str, rate: float | None, duration_s: float, *, seed: int | None =
 
 def meant(word: str, known: list[str]) -> str:
     """`did you mean 'ramp'? expected one of ...`"""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"{f'did you mean {close[0]!r}? ' if close else ''}expected one of {', '.join(known)}"
+    names = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.4)
+    return f"{f'did you mean {names[close[0]]!r}? ' if close else ''}expected one of {', '.join(known)}"
 
 
 def _values(text: str, rest: str, known: tuple[str, ...]) -> Values:
@@ -110,8 +112,6 @@ def _replay(text: str, rest: str) -> Load:
 
 
 def _timestamps(file: Path) -> Iterator[float]:
-    from datetime import datetime
-
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

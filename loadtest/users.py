@@ -26,11 +26,7 @@ class OpenLoopUser(User):
 
     @task
     def dispatch(self) -> None:
-        try:
-            self.session.dispatch()
-        except Exception as error:  # locust would log it, and begin anew
-            self.session.failure = error
-        self.session.over.set()
+        keep_schedule(self.session)
         raise StopUser
 
 
@@ -46,6 +42,15 @@ class ClosedLoopUser(User):
     @task
     def request(self) -> None:
         self.session.request()
+
+
+def keep_schedule(session: Session) -> None:
+    """All of an open loop's load; what goes wrong is kept, because locust would log it and begin anew."""
+    try:
+        session.dispatch()
+    except Exception as error:
+        session.failure = error
+    session.over.set()
 
 
 def user_class(session: Session, *, open_loop: bool) -> type[User]:

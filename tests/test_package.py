@@ -16,6 +16,7 @@ ROOMS = {
     "transformers": "transformers/",
     "local": "local/",
     "benchmarks": "benchmarks/",
+    "loadtest": "loadtest/",
 }
 
 
