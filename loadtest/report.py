@@ -252,7 +252,7 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML."""
     parts = ["<table>"]
     if head:
-        cells = (f"<th{' class=number' if index > 1 else ''}>{name}</th>" for index, name in enumerate(head))
+        cells = (f"<th{_NUMBER if index > 1 else ''}>{name}</th>" for index, name in enumerate(head))
         parts.append(f"<tr>{''.join(cells)}</tr>")
     for row in rows:
         cells = (
