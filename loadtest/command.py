@@ -86,17 +86,21 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
     from kservekit.loadtest import generator, report, table, verdict
     from kservekit.loadtest import run as runs
     from kservekit.loadtest.session import Closed
+    from kservekit.loadtest.triton_statistics import TritonStatistics
 
     wire, payloads = generator.prepared(options)
     progress = None if given.quiet else say
     try:
         if given.find_limit:
             return _limit(options, generator, wire, payloads, given, put, progress)
+        triton = TritonStatistics(options.triton, options.target.model) if options.triton else None
         load = options.load() if options.open_loop else Closed(options.users, options.duration_s, options.think_s)
         try:
             measured = generator.measure(options, wire, payloads, load, say=progress)
         except generator.Interrupted as stopped:
             measured = stopped.run
+        if triton is not None:
+            measured.server_ms |= triton.means()
     finally:
         wire.close()
     found = verdict.judge(measured, options.slo)

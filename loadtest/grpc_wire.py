@@ -53,7 +53,8 @@ class GrpcWire:
             ):
                 return Outcome(TIMED_OUT)
             return Outcome(f"gRPC {code.name}", _said(error.trailing_metadata(), REVISION))
-        return Outcome("", _said(call.trailing_metadata(), REVISION), len(reply))
+        trailing = call.trailing_metadata()
+        return Outcome("", _said(trailing, REVISION), len(reply), _said(trailing, "server-timing"))
 
     def probe(self) -> ModelSpec:
         """What the model takes; CannotTest where it is not there or not ready."""

@@ -58,7 +58,7 @@ class HttpWire:
             return Outcome(network_error(error))
         revision = headers.get(REVISION) or ""
         if 200 <= status < 300:
-            return Outcome("", str(revision), len(received))
+            return Outcome("", str(revision), len(received), str(headers.get("server-timing") or ""))
         return Outcome(f"HTTP {status}", str(revision), len(received))
 
     def get(self, path: str) -> tuple[int, bytes]:

@@ -17,7 +17,7 @@ from kservekit.loadtest.target import WIRES, Target, token_from
 
 PROFILE_KEYS = (
     *("url", "model", "version", "wire", "host_header", "headers", "timeout_s"),
-    *("rate", "shape", "seed", "users", "think_s", "duration_s", "max_in_flight"),
+    *("rate", "shape", "seed", "users", "think_s", "duration_s", "max_in_flight", "triton"),
     *("payloads", "inputs", "slo"),
 )
 
@@ -34,6 +34,7 @@ class Options:
     duration_s: float
     max_in_flight: int
     slo: Slo
+    triton: str = ""
     payloads: tuple[Path, ...] = ()
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -69,6 +70,7 @@ def add_flags(parser: Any) -> None:
     load.add_argument(
         "--input", action="append", metavar="NAME=1,3,224,224", help="shape of a generated input; several times"
     )
+    load.add_argument("--triton", metavar="HOST:8001", help="gRPC port of a Triton whose statistics go into the report")
     load.add_argument("--slo", metavar="FILE", help="what the run is held to, TOML or YAML")
 
 
@@ -126,6 +128,7 @@ def resolve(
         duration_s=duration if duration == math.inf else _positive(duration, "s", f"{where}duration_s"),
         max_in_flight=_whole(chosen(given.max_in_flight, "max_in_flight", 1000), f"{where}max_in_flight"),
         slo=_slo(given.slo, said, where),
+        triton=str(chosen(given.triton, "triton", "")),
         payloads=tuple(map(Path, given.payload)) if given.payload else _files(said, profile),
         inputs={**_shapes(said.get("inputs", {}), where), **dict(map(_input, given.input or []))},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Outcome:
     """Its kind and status, such as `HTTP 503`; empty where there was an answer."""
     revision: str = ""
     received: int = 0
+    server_timing: str = ""
+    """What the server says of where its time went."""
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Recorder:
         self.sent_bytes = self.received_bytes = 0
         self.first_answer_s: float | None = None
         self.errors_by: dict[str, int] = {}
+        self._stages: dict[str, list[float]] = {}
         self.width_s = 1
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
         self._asked: dict[int, int] = {}
@@ -101,6 +105,8 @@ class Recorder:
             self.answers += 1
             tally.answers += 1
             second.answers += 1
+            if outcome.server_timing:
+                self._add_stages(outcome.server_timing)
             if self.first_answer_s is None:
                 self.first_answer_s = latency_s
             if latency_s <= self._good_s:
@@ -113,6 +119,10 @@ class Recorder:
         tally.from_send[us] = tally.from_send.get(us, 0) + 1
         index = bin_of(latency_s)
         second.bins[index] = second.bins.get(index, 0) + 1
+
+    def stages_ms(self) -> dict[str, float]:
+        """Means of the answers that had the stage."""
+        return {name: spent / count for name, (count, spent) in self._stages.items()}
 
     def last_bins(self) -> dict[int, int]:
         """Of the last two slots with an answer in them, for whoever watches."""
@@ -140,6 +150,16 @@ class Recorder:
                 for revision, series in self._series.items()
             },
         )
+
+    def _add_stages(self, header: str) -> None:
+        for metric in header.split(","):
+            name, _, value = metric.strip().partition(";dur=")
+            if name in self._stages or len(self._stages) < MOST_KINDS:
+                with suppress(ValueError):
+                    spent = float(value)
+                    total = self._stages.setdefault(name, [0, 0.0])
+                    total[0] += 1
+                    total[1] += spent
 
     def _tally(self, wire: str, name: str, revision: str) -> _Tally:
         key = (wire, name, revision) if len(self._tallies) < MOST_KINDS else (wire, "other", "other")

@@ -42,6 +42,8 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 11.5px syste
 .line.gray { stroke: var(--gray); stroke-dasharray: 5 4; } circle { stroke: none; }
 .name.blue, circle.blue { fill: var(--blue); } .name.violet, circle.violet { fill: var(--violet); }
 .name.orange, circle.orange { fill: var(--orange); } .name.gray, circle.gray { fill: var(--gray); }
+.share { background: var(--blue); height: 11px; margin-top: 5px; min-width: 1px; border-radius: 2px; }
+td:has(.share) { width: 60%; }
 .bound { stroke: var(--bad); stroke-dasharray: 2 3; } .bound-name { fill: var(--bad); }
 """
 
@@ -79,6 +81,7 @@ def html(run: Run, verdict: Verdict) -> str:
             _percentiles(run),
             "<h2>Latency in milliseconds</h2>",
             _parts(run),
+            *_server_side(run),
             *_errors(run),
             "<h2>Environment</h2>",
             _rows((), [(name, escape(value)) for name, value in _environment(run)]),
@@ -212,6 +215,27 @@ def _parts(run: Run) -> str:
         for name, part, found in parts
     ]
     return _rows(head, rows)
+
+
+def _server_side(run: Run) -> Iterator[str]:
+    """Bars on one scale: what the server says of its own time, below what was measured here."""
+    if not run.server_ms:
+        return
+    yield "<h2>Where the time went</h2>"
+    yield '<p class="how">Means in milliseconds: as measured here, and as the server says of its stages.</p>'
+    rows = {"here, from the send": run.total.from_send_ms.get("mean", 0.0)} | run.server_ms
+    longest = max(rows.values()) or 1.0
+    yield _rows(
+        (),
+        [
+            (
+                escape(name),
+                f'<div class="share" style="width: {100 * value / longest:.1f}%"></div>',
+                _right(_ms(value)),
+            )
+            for name, value in rows.items()
+        ],
+    )
 
 
 def _errors(run: Run) -> Iterator[str]:

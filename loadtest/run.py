@@ -103,6 +103,8 @@ class Run:
     generator: dict[str, float]
     """busy: share of the time that its loop had work; blocked_s: waits for a place among those in flight."""
     environment: dict[str, str]
+    server_ms: dict[str, float] = field(default_factory=dict)
+    """Where the server says that the time went, means by stage: our Server-Timing, and Triton's statistics."""
     interrupted: bool = False
     verdict: dict[str, Any] | None = None
     format: int = FORMAT

@@ -195,6 +195,7 @@ class Session:
             series=series,
             generator={"busy": round(self._busy, 4), "blocked_s": round(self.blocked_s, 3)},
             environment=environment(),
+            server_ms=recorder.stages_ms(),
             interrupted=interrupted,
         )
 

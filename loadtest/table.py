@@ -43,6 +43,9 @@ def summary(run: Run, verdict: Verdict) -> str:
         f"{run.sent_bytes / seconds / 1e6:,.2f} MB/s out, {run.received_bytes / seconds / 1e6:,.2f} MB/s in; "
         f"generator {run.generator.get('busy', 0):.0%} busy"
     )
+    if run.server_ms:
+        stages = ", ".join(f"{name} {_ms(value)}" for name, value in run.server_ms.items())
+        lines.append(f"means in ms: {_ms(run.total.latency_ms.get('mean', float('nan')))} here; at the server {stages}")
     lines += [
         f"  {count:,} x {kind}" for kind, count in sorted(run.errors_by.items(), key=lambda item: item[1], reverse=True)
     ]

@@ -363,3 +363,35 @@ def test_locusts_own_users_are_the_closed_loop_and_a_wrong_model_is_said_at_once
         done = locust(port, "--model=nix", "-t1s")
     assert done.returncode == 4
     assert "has no model 'nix' by v2-json" in done.stderr
+
+
+def test_what_our_server_says_of_its_stages_stands_beside_what_was_measured(tmp_path):
+    with served("Doubler", server_timing="true") as server:
+        np.savez(tmp_path / "x.npz", x=np.ones((1, 3), np.float32))
+        for flags in (("--url", f"http://{server.http_url}"), ("--url", f"grpc://{server.grpc_url}", "--wire=v2-grpc")):
+            run, done = measured(
+                None, tmp_path, *flags, f"--payload={tmp_path / 'x.npz'}", "--rate=20", "--duration=0.5"
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert 0 < run["server_ms"]["total"] < run["total"]["latency_ms"]["mean"]
+            assert "ms: " in done.stdout
+
+
+def test_tritons_queue_and_compute_are_those_of_the_run(triton, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.ones((1, 3), np.float32))
+    flags = (
+        "--url",
+        f"grpc://{triton.grpc_url}",
+        "--wire=v2-grpc",
+        "--model=doubles",
+        f"--payload={tmp_path / 'x.npz'}",
+    )
+    run, done = measured(None, tmp_path, *flags, "--rate=20", "--duration=0.5", "--triton", triton.grpc_url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(run["server_ms"]) == {
+        "triton_queue",
+        "triton_compute_input",
+        "triton_compute_infer",
+        "triton_compute_output",
+    }
+    assert run["server_ms"]["triton_compute_infer"] > 0
