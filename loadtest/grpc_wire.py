@@ -114,10 +114,12 @@ def _said(metadata: Any, name: str) -> str:
 
 def _reason(code: str, details: str) -> str:
     lowered = details.lower()
-    if "certificate" in lowered or "ssl" in lowered or "handshake" in lowered:
+    if "certificate_verify_failed" in lowered or "hostname verification" in lowered:
         return "TLS: certificate not trusted (--ca-file names those to trust; --host-header the name that is asked for)"
+    if "ssl" in lowered or "tls" in lowered:
+        return "TLS: no handshake (is grpcs:// right for this port?)"
     if "refused" in lowered:
         return "connection refused"
-    if "resolution" in lowered or "name or service" in lowered:
+    if "dns" in lowered or "domain name" in lowered:
         return "host name not known"
-    return f"gRPC {code}"
+    return f"gRPC {code} (does this port speak gRPC, and is grpc:// right for it?)"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-STABLE = 0.10
-STABLE_MS = 1.0
-"""A rate is stable where the medians of a trial's last three quarters lie within a tenth, or a millisecond."""
+GROWTH = 0.10
+GROWTH_MS = 1.0
+"""Answers become slower and slower where each of a trial's last quarters has a median that is more than a tenth, and a
+millisecond, above the one before. That it goes up and down is no sign of a queue."""
 
 PRECISION = 0.05
 MOST_TRIALS = 24
@@ -39,7 +41,7 @@ def is_stable(medians_ms: Sequence[float]) -> bool:
     last = medians_ms[-3:]
     if len(last) < 3 or any(map(math.isnan, last)):
         return False
-    return max(last) - min(last) <= STABLE_MS or max(last) <= min(last) * (1 + STABLE)
+    return not all(new > max(old * (1 + GROWTH), old + GROWTH_MS) for old, new in itertools.pairwise(last))
 
 
 def search(trial: Callable[[float], Trial], start: float, *, most: float, precision: float = PRECISION) -> Limit:

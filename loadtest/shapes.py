@@ -64,7 +64,7 @@ def load(text: str, rate: float | None, duration_s: float, *, seed: int | None =
     """CannotStart names the word that is wrong and the one that was likely meant."""
     name, _, rest = text.partition(":")
     if name == "replay":
-        return _replay(text, rest)
+        return _replay(text, rest, duration_s)
     if name not in _SHAPES:
         raise CannotStart(f"--shape is {text!r}: {meant(name, [*_SHAPES, 'replay'])}")
     known, make = _SHAPES[name]
@@ -100,7 +100,7 @@ def _values(text: str, rest: str, known: tuple[str, ...]) -> Values:
     return found
 
 
-def _replay(text: str, rest: str) -> Load:
+def _replay(text: str, rest: str, most_s: float) -> Load:
     file, _, options = rest.partition(",")
     speed = _values(text, options, ("speed",)).get("speed", 1.0)
     if not speed:
@@ -108,7 +108,10 @@ def _replay(text: str, rest: str) -> Load:
     timestamps = tuple(_timestamps(Path(file)))
     if not timestamps:
         raise CannotStart(f"--shape is {text!r}: the file has no starts")
-    return Load(text, (max(timestamps) - min(timestamps)) / speed, timestamps=timestamps, speed=speed)
+    span_s = (max(timestamps) - min(timestamps)) / speed
+    # As a constant rate's, the run goes on for a gap after its last start.
+    whole_s = span_s * len(timestamps) / (len(timestamps) - 1) if span_s else 1.0
+    return Load(text, min(whole_s, most_s), timestamps=timestamps, speed=speed)
 
 
 def _timestamps(file: Path) -> Iterator[float]:

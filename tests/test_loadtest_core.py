@@ -90,6 +90,8 @@ def test_recorded_starts_are_replayed_from_the_first_on(tmp_path):
     assert starts(f"replay:{file},speed=2", None, math.inf) == [0, 0.5, 1.25]
     file.write_text("2026-03-01T10:00:00+00:00\n2026-03-01T10:00:00.250+00:00\n")
     assert starts(f"replay:{file}", None, math.inf) == [0, 0.25]
+    assert shapes.load(f"replay:{file}", None, math.inf).duration_s == 0.5
+    assert shapes.load(f"replay:{file}", None, 0.1).duration_s == 0.1
 
 
 @pytest.mark.parametrize(
@@ -383,6 +385,8 @@ def test_a_search_ends_at_the_most_that_may_be_tried_or_with_nothing():
 def test_answers_that_become_slower_and_slower_are_not_stable():
     assert limit.is_stable([50, 5.0, 5.2, 5.1])
     assert limit.is_stable([0.2, 0.3, 0.9, 0.5])
+    assert limit.is_stable([6.26, 3.58, 8.18, 0.31])
+    assert limit.is_stable([5, 5, 50, 45])
     assert not limit.is_stable([5, 20, 40, 80])
     assert not limit.is_stable([5, 5])
     assert not limit.is_stable([5, math.nan, 5, 5])
