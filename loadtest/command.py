@@ -13,12 +13,23 @@ from typing import Any
 
 from kservekit.errors import CannotStart, KServeKitError
 from kservekit.loadtest import options as flags
-from kservekit.loadtest import shapes
+from kservekit.loadtest import shapes, slo
 from kservekit.loadtest.target import CannotTest
 
 EXAMPLES = f"""\
 shapes (--shape), with --rate their highest or only rate:
 {"".join(f"  {line}{chr(10)}" for line in shapes.HELP.splitlines())}
+keys of an SLO file (--slo), or of a profile's `slo`:
+  {", ".join(slo.LATENCIES)}: at most; numbers are milliseconds, "0.2 s" is one, too
+  error_rate (default: 0.01), achieved_rate (0.95), goodput with goodput_ms: shares, or "1 %"
+  min_rate: answers a second; cold_start_ms: until the first answer
+  canary = {{revision = "photo-00002", share = 0.1}}: its part of the answers, give or take what chance explains
+
+keys of a profile:
+  {", ".join(flags.PROFILE_KEYS[:7])},
+  {", ".join(flags.PROFILE_KEYS[7:15])},
+  payloads (files beside it) or inputs (shapes by name, or none), slo
+
 examples:
   kservekit loadtest --url http://127.0.0.1:8080 --model photo --rate 100 --duration 30 --slo slo.toml
   kservekit loadtest --url grpc://127.0.0.1:8081 --model photo --wire v2-grpc --rate 50 --poisson 1 --duration 60

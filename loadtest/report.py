@@ -6,52 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from kservekit.loadtest import chart, table
+from kservekit.loadtest import chart, page, table
 from kservekit.loadtest.chart import Bound, Line
 from kservekit.loadtest.run import Part, Run, percentile_of
 from kservekit.loadtest.verdict import Objective, Verdict
 
-STYLE = """\
-:root { --ground: #fff; --ink: #1b1f24; --soft: #667180; --rule: #e3e7ec; --blue: #2563c9; --violet: #7a3fc0;
-  --orange: #c2570c; --gray: #98a2af; --good: #1a7f4b; --bad: #c0262d; --dim: #8a6100; --card: #f6f8fa; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --ink: #e6e9ed; --soft: #98a2af; --rule: #2b3138;
-  --blue: #6ea2f5; --violet: #b48cf0; --orange: #f0965a; --gray: #6d7783; --good: #4cc38a; --bad: #f2777d;
-  --dim: #d9a93a; --card: #1c2127; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 960px; margin: 0 auto; padding: 32px 40px 48px; }
-h1 { font-size: 21px; line-height: 1.3; margin: 0 0 4px; } h2 { font-size: 15px; margin: 34px 0 8px; }
-p { margin: 0; } .soft, .how { color: var(--soft); } .how { font-size: 13px; margin-bottom: 6px; }
-.verdict { display: flex; gap: 14px; align-items: baseline; padding: 14px 18px; margin: 20px 0; border-radius: 8px;
-  background: var(--card); border-left: 5px solid var(--dim); }
-.verdict b { font-size: 17px; white-space: nowrap; color: var(--dim); }
-.verdict.pass { border-color: var(--good); } .verdict.pass b { color: var(--good); }
-.verdict.fail { border-color: var(--bad); } .verdict.fail b { color: var(--bad); }
-dl.figures { display: grid; grid-template-columns: repeat(6, 1fr); gap: 10px; margin: 0; }
-dl.figures div { background: var(--card); border-radius: 8px; padding: 10px 14px; }
-dl.figures dt { color: var(--soft); font-size: 12.5px; } dl.figures dd { margin: 0; font-size: 20px; font-weight: 600;
-  font-variant-numeric: tabular-nums; white-space: nowrap; } dl.figures small { font-size: 12.5px; font-weight: 400; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 500; color: var(--soft); } th, td { padding: 5px 12px 5px 0; vertical-align: top;
-  border-bottom: 1px solid var(--rule); } .number { text-align: right; }
-.held { color: var(--good); } .broken { color: var(--bad); font-weight: 600; } .unknown { color: var(--dim); }
-svg { width: 100%; height: auto; display: block; } svg text { font: 11.5px system-ui, sans-serif; }
-.grid { stroke: var(--rule); } .tick { fill: var(--soft); } .line { fill: none; stroke-width: 1.8;
-  stroke-linejoin: round; } .bar { fill: var(--bad); opacity: .55; }
-.line.blue { stroke: var(--blue); } .line.violet { stroke: var(--violet); } .line.orange { stroke: var(--orange); }
-.line.gray { stroke: var(--gray); stroke-dasharray: 5 4; } circle { stroke: none; }
-.name.blue, circle.blue { fill: var(--blue); } .name.violet, circle.violet { fill: var(--violet); }
-.name.orange, circle.orange { fill: var(--orange); } .name.gray, circle.gray { fill: var(--gray); }
-.share { background: var(--blue); height: 11px; margin-top: 5px; min-width: 1px; border-radius: 2px; }
-td:has(.share) { width: 60%; }
-.bound { stroke: var(--bad); stroke-dasharray: 2 3; } .bound-name { fill: var(--bad); }
-"""
-
 MOST_POINTS = 240
-
-_NUMBER = ' class="number"'
-_RIGHT = "\0"
-"""Before a cell that is a number; no text has it."""
 
 
 def html(run: Run, verdict: Verdict) -> str:
@@ -61,7 +21,7 @@ def html(run: Run, verdict: Verdict) -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>Load test of {escape(title)}: {escape(verdict.outcome)}</title>",
-            f"<style>{STYLE}</style></head><body><main>",
+            f"<style>{page.STYLE}</style></head><body><main>",
             f"<h1>Load test of {escape(title)}</h1>",
             f'<p class="soft">{escape(table.title(run))}<br>{escape(run.started)}, {run.duration_s:.1f} s</p>',
             f'<div class="verdict {verdict.outcome if verdict.exit_code < 3 else ""}">'
@@ -84,7 +44,7 @@ def html(run: Run, verdict: Verdict) -> str:
             *_server_side(run),
             *_errors(run),
             "<h2>Environment</h2>",
-            _rows((), [(name, escape(value)) for name, value in _environment(run)]),
+            page.rows((), [(name, escape(value)) for name, value in _environment(run)]),
             "</main></body></html>",
         ]
     )
@@ -111,11 +71,11 @@ def _figures(run: Run) -> str:
 
 def _objectives(objectives: Iterable[Objective]) -> str:
     classes = {True: ("held", "held"), False: ("broken", "broken"), None: ("unknown", "no data")}
-    rows = []
+    lines = []
     for one in objectives:
         style, word = classes[one.held]
-        rows.append((f'<span class="{style}">{word}</span>', escape(one.text)))
-    return _rows((), rows)
+        lines.append((f'<span class="{style}">{word}</span>', escape(one.text)))
+    return page.rows((), lines)
 
 
 def _over_time(run: Run, objectives: Iterable[Objective]) -> str:
@@ -205,16 +165,16 @@ def _parts(run: Run) -> str:
         ("all, from the intended start", run.total, run.total.latency_ms),
         ("all, from the send", run.total, run.total.from_send_ms),
     ]
-    rows = [
+    lines = [
         (
             escape(name),
             escape(part.revision or "-"),
-            *(_right(f"{count:,}") for count in (part.answers, part.errors)),
-            *(_right(_ms(found.get(key))) for key in names),
+            *(page.right(f"{count:,}") for count in (part.answers, part.errors)),
+            *(page.right(_ms(found.get(key))) for key in names),
         )
         for name, part, found in parts
     ]
-    return _rows(head, rows)
+    return page.rows(head, lines)
 
 
 def _server_side(run: Run) -> Iterator[str]:
@@ -225,13 +185,13 @@ def _server_side(run: Run) -> Iterator[str]:
     yield '<p class="how">Means in milliseconds: as measured here, and as the server says of its stages.</p>'
     rows = {"here, from the send": run.total.from_send_ms.get("mean", 0.0)} | run.server_ms
     longest = max(rows.values()) or 1.0
-    yield _rows(
+    yield page.rows(
         (),
         [
             (
                 escape(name),
                 f'<div class="share" style="width: {100 * value / longest:.1f}%"></div>',
-                _right(_ms(value)),
+                page.right(_ms(value)),
             )
             for name, value in rows.items()
         ],
@@ -242,7 +202,7 @@ def _errors(run: Run) -> Iterator[str]:
     if run.errors_by:
         yield "<h2>Errors</h2>"
         most = sorted(run.errors_by.items(), key=lambda item: item[1], reverse=True)
-        yield _rows((), [(escape(kind), _right(f"{count:,}")) for kind, count in most])
+        yield page.rows((), [(escape(kind), page.right(f"{count:,}")) for kind, count in most])
 
 
 def _environment(run: Run) -> Iterator[tuple[str, str]]:
@@ -266,22 +226,3 @@ def _ms(value: float | None) -> str:
     return (
         "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
     )
-
-
-def _right(text: str) -> str:
-    return f"{_RIGHT}{text}"
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML."""
-    parts = ["<table>"]
-    if head:
-        cells = (f"<th{_NUMBER if index > 1 else ''}>{name}</th>" for index, name in enumerate(head))
-        parts.append(f"<tr>{''.join(cells)}</tr>")
-    for row in rows:
-        cells = (
-            f"<td{_NUMBER}>{cell.removeprefix(_RIGHT)}</td>" if cell.startswith(_RIGHT) else f"<td>{cell}</td>"
-            for cell in row
-        )
-        parts.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*parts, "</table>"])
