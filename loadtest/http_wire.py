@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from typing import TypeVar
 
 import gevent
 from gevent import socket as gevent_socket
@@ -29,6 +30,22 @@ IDLE_S = 2.0
 """A connection that rested longer may have been closed by the server: look before it is used."""
 
 PROBE_TIMEOUT_S = 10.0
+
+
+class _Kept(HTTPSocketResponse):
+    body = b""
+
+
+class _Counted(_Kept):
+    """Keeps no body: with a large one that takes two thirds of the time."""
+
+    received = 0
+
+    def _on_body(self, buf: bytearray) -> None:
+        self.received += len(buf)
+
+
+_Response = TypeVar("_Response", bound=_Kept)
 
 
 class HttpWire:
@@ -51,26 +68,26 @@ class HttpWire:
         """What became of it; it raises for nothing that a server or a network can do."""
         try:
             with gevent.Timeout(self.target.timeout_s):
-                status, headers, received = self._exchange(message)
+                response = self._exchange(message, _Counted)
         except gevent.Timeout:
             return Outcome(TIMED_OUT)
         except (OSError, HTTPParseError) as error:
             return Outcome(network_error(error))
-        revision = headers.get(REVISION) or ""
+        status, revision = response.status_code, str(response.get(REVISION) or "")
         if 200 <= status < 300:
-            return Outcome("", str(revision), len(received), str(headers.get("server-timing") or ""))
-        return Outcome(f"HTTP {status}", str(revision), len(received))
+            return Outcome("", revision, response.received, str(response.get("server-timing") or ""))
+        return Outcome(f"HTTP {status}", revision, response.received)
 
     def get(self, path: str) -> tuple[int, bytes]:
         """CannotTest where nothing answers."""
         try:
             with gevent.Timeout(min(self.target.timeout_s, PROBE_TIMEOUT_S)):
-                status, _, body = self._exchange(self._request("GET", path, {}, b""))
+                response = self._exchange(self._request("GET", path, {}, b""), _Kept)
         except gevent.Timeout:
             raise CannotTest(f"{self.target.url} does not answer within {PROBE_TIMEOUT_S:g} s") from None
         except (OSError, HTTPParseError) as error:
             raise CannotTest(f"{self.target.url} does not answer: {network_error(error)}{_advice(error)}") from None
-        return status, body
+        return response.status_code, response.body
 
     def probe(self) -> ModelSpec:
         """What the model takes; CannotTest where it is not there or not ready."""
@@ -88,20 +105,23 @@ class HttpWire:
         while self._free:
             self._free.pop()[0].close()
 
-    def _exchange(self, message: bytes) -> tuple[int, HTTPSocketResponse, bytes]:
+    def _exchange(self, message: bytes, kind: type[_Response]) -> _Response:
         connection = self._connection()
         kept = False
         try:
             connection.sendall(message)
-            response = HTTPSocketResponse(connection, block_size=BLOCK, method="GET")
-            body = response.read()
+            response = kind(connection, block_size=BLOCK, method="GET")
+            try:
+                response.body = response.read()
+            except HTTPParseError as error:  # it had begun as an answer
+                raise ConnectionResetError("half an answer") from error
             kept = not response.should_close()
         finally:
             if kept:
                 self._free.append((connection, time.monotonic()))
             else:
                 connection.close()
-        return response.status_code, response, body
+        return response
 
     def _connection(self) -> socket.socket:
         while self._free:

@@ -19,6 +19,7 @@ def options():
     parser.add_argument("--stall", type=float, nargs=2, metavar=("AT", "FOR"), default=(0.0, 0.0))
     parser.add_argument("--fail", type=float, default=0.0, metavar="SHARE")
     parser.add_argument("--canary", type=float, default=0.0, metavar="SHARE")
+    parser.add_argument("--form", choices=("whole", "chunked", "until-close", "half", "no-http"), default="whole")
     parser.add_argument("--certificate", metavar="FILE")
     parser.add_argument("--host", default="")
     parser.add_argument("--token", default="")
@@ -74,8 +75,20 @@ class Stub(asyncio.Protocol):
         loop.call_later(delay, self.write, status, ANSWER, revision)
 
     def write(self, status, body, revision=b"old"):
-        head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nkservekit-revision: %s\r\n\r\n" % (status, len(body), revision)
-        self.transport.write(head + body)
+        head = b"HTTP/1.1 %d X\r\nkservekit-revision: %s\r\n" % (status, revision)
+        form = self.given.form
+        if form == "whole":
+            return self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        if form == "chunked":
+            chunks = b"5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
+            return self.transport.write(head + b"transfer-encoding: chunked\r\n\r\n" + chunks)
+        if form == "until-close":
+            self.transport.write(head + b"connection: close\r\n\r\n" + body)
+        if form == "half":
+            self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body[:9])
+        if form == "no-http":
+            self.transport.write(b"220 mail.example.com ESMTP\r\n")
+        self.transport.close()
 
 
 async def main():

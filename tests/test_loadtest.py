@@ -16,6 +16,9 @@ import pytest
 from calls import kservekit, served
 
 from kservekit.loadtest import command
+from kservekit.loadtest.http_wire import HttpWire
+from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.target import Target
 
 STUB = str(Path(__file__).with_name("load_stub.py"))
 
@@ -60,6 +63,26 @@ def test_a_stall_shows_in_the_open_loops_percentiles_and_a_closed_loop_misses_it
     assert opened["total"]["latency_ms"]["p75"] >= 900
     assert closed["total"]["latency_ms"]["max"] >= 1500
     assert closed["total"]["latency_ms"]["p99"] < 500
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "received"),
+    [
+        ("whole", "", 86),
+        ("chunked", "", 86),
+        ("until-close", "", 86),
+        ("half", "connection broken", 0),
+        ("no-http", "no HTTP answer", 0),
+    ],
+)
+def test_an_answer_counts_in_every_form_that_http_has_and_half_of_one_does_not(form, error, received):
+    with stub("--form", form) as port:
+        wire = HttpWire(Target(f"http://127.0.0.1:{port}", "m", "v2-json", timeout_s=10))
+        message = wire.prepare(Payload("x", b"{}", {}))
+        for _ in range(2):
+            outcome = wire.send(message)
+            assert (outcome.error, outcome.received) == (error, received)
+        wire.close()
 
 
 def test_what_is_answered_within_the_slo_is_goodput_and_the_exit_code_is_the_verdict(tmp_path):
