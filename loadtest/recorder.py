@@ -196,20 +196,44 @@ def _us(seconds: float) -> int:
 
 def _part(wire: str, name: str, revision: str, tallies: Iterable[_Tally]) -> Part:
     answers = errors = good = 0
-    latency, from_send = (HdrHistogram(1, LONGEST_US, DIGITS) for _ in range(2))
+    latency: dict[int, int] = {}
+    from_send: dict[int, int] = {}
     for tally in tallies:
         answers += tally.answers
         errors += tally.errors
         good += tally.good
-        for histogram, counts in ((latency, tally.latency), (from_send, tally.from_send)):
+        for whole, counts in ((latency, tally.latency), (from_send, tally.from_send)):
             for us, count in counts.items():
-                histogram.record_value(us, count)
-    hdr = latency.encode().decode()
-    return Part(wire, name, revision, answers, errors, good, _milliseconds(latency), _milliseconds(from_send), hdr)
+                whole[us] = whole.get(us, 0) + count
+    figures = _milliseconds(latency), _milliseconds(from_send)
+    return Part(wire, name, revision, answers, errors, good, *figures, _as_hdr(latency))
 
 
-def _milliseconds(histogram: Any) -> dict[str, float]:
-    if not histogram.get_total_count():
+def _milliseconds(counts: dict[int, int]) -> dict[str, float]:
+    """A value stands for the middle of those that are one with it."""
+    if not counts:
         return {}
-    found = histogram.get_percentile_to_value_dict(list(PERCENTILES.values()))
-    return {"mean": histogram.get_mean_value() / 1000} | {name: found[at] / 1000 for name, at in PERCENTILES.items()}
+    count = sum(counts.values())
+    found = {"mean": sum(_middle(us) * times for us, times in counts.items()) / count / 1000}
+    ordered = iter(sorted(counts.items()))
+    us = passed = 0
+    for name, percent in PERCENTILES.items():
+        rank = max(1, math.ceil(count * percent / 100))
+        while passed < rank:
+            us, times = next(ordered)
+            passed += times
+        found[name] = _middle(us) / 1000
+    return found
+
+
+def _middle(us: int) -> float:
+    apart = us.bit_length() - APART_BITS
+    return us + (1 << apart) / 2 if apart > 0 else float(us)
+
+
+def _as_hdr(counts: dict[int, int]) -> str:
+    histogram: Any = HdrHistogram(1, LONGEST_US, DIGITS)
+    for us, count in counts.items():
+        histogram.record_value(us, count)
+    encoded: bytes = histogram.encode()
+    return encoded.decode()
