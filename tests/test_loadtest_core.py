@@ -332,9 +332,9 @@ def test_a_revision_against_itself_cannot_be_told_apart():
 
 
 def test_one_that_is_ten_percent_slower_is_found_and_so_is_a_faster_one():
-    pairs = [(synthetic(seed, seconds=180), synthetic(1000 + seed, seconds=180, factor=1.1)) for seed in range(10)]
+    pairs = [(synthetic(seed, seconds=180), synthetic(1000 + seed, seconds=180, factor=1.1)) for seed in range(5)]
     slower = [compare.compare(before, after) for before, after in pairs]
-    assert [found.verdict for found in slower].count("worse") >= 9
+    assert [found.verdict for found in slower].count("worse") >= 4
     assert "p50_ms" in slower[0].reason
     assert compare.compare(synthetic(1, factor=1.2), synthetic(2)).verdict == "better"
 
