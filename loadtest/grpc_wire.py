@@ -1,4 +1,8 @@
-"""Requests by gRPC that leave locust's greenlets running: gRPC's own loop is told to wait as gevent does."""
+"""Requests by gRPC that leave locust's greenlets running: gRPC's own loop is told to wait as gevent does.
+
+A pool of threads sends as many. It keeps other greenlets waiting for longer with small requests (up to 238 ms against
+14), and for less long with tensors of 588 KiB (28 against 65), where one call copies for that long.
+"""
 
 from __future__ import annotations
 
