@@ -20,6 +20,7 @@ examples:
   kservekit serve doubler.py:Doubler --model_name doubler
   kservekit repository build model.onnx --into models
   kservekit lint inferenceservice.yaml
+  kservekit loadtest --url http://127.0.0.1:8080 --model doubler --rate 100 --duration 10
   kservekit bench --list
 """
 
@@ -74,6 +75,10 @@ def _verb(argv: Sequence[str] | None) -> int:
         "engine": (engine, "an ONNX file to a TensorRT engine, ahead of time"),
         "lint": (lint, "KServe files, anybody's: what a cluster would ignore, rewrite or refuse, and the way out"),
         "render": (render, "an overlay as plain YAML that KServe leaves as it is, for a version and a mode"),
+        "loadtest": (
+            loadtest,
+            "a load on a model, open loop or closed, and whether it holds an SLO: the exit code says",
+        ),
         "bench": (bench, "the side-by-side benchmarks against stock kserve.ModelServer and Triton, on this machine"),
     }
     listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in verbs.items())
@@ -179,6 +184,13 @@ def lint(arguments: list[str]) -> int:
 
 def render(arguments: list[str]) -> int:
     from kservekit.manifests.render_command import run
+
+    return run(arguments, lambda line: put(line, sys.stdout), lambda line: put(line, sys.stderr))
+
+
+def loadtest(arguments: list[str]) -> int:
+    # locust patches the process for gevent, which has to come before most imports.
+    from kservekit.loadtest.command import run
 
     return run(arguments, lambda line: put(line, sys.stdout), lambda line: put(line, sys.stderr))
 

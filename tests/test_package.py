@@ -17,6 +17,7 @@ ROOMS = {
     "local": "local/",
     "manifests": "manifests/",
     "benchmarks": "benchmarks/",
+    "loadtest": "loadtest/",
 }
 
 

@@ -101,6 +101,7 @@ def test_every_link_and_every_room_exists():
     cfg.read(ROOT / "setup.cfg")
     rooms = dict(line.split(" = ") for line in cfg["options"]["package_dir"].strip().splitlines())
     for package in cfg["options"]["packages"].split():
-        folder = rooms.get(package) or package.replace("kservekit.", f"{rooms['kservekit']}/").replace(".", "/")
+        near = max((room for room in rooms if f"{package}.".startswith(f"{room}.")), key=len)
+        folder = rooms[near] + package.removeprefix(near).replace(".", "/")
         assert (ROOT / folder / "__init__.py").is_file(), folder
         assert f"`{folder}/`" in README, f"{folder}/ is not on the README's map"

@@ -1,0 +1,239 @@
+"""Counts what becomes of requests, in memory that does not grow with the length of the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+from kservekit.loadtest.run import Part, Second, bin_of
+
+PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+
+LONGEST_US = 3_600_000_000
+DIGITS, APART_BITS = 3, 11
+"""Of a latency, so that no percentile is wrong by more than 0.1 %."""
+
+MOST_SLOTS = 1024
+"""Of the series; twice as wide each time that it would have more."""
+MOST_KINDS = 64
+"""Of errors, and of combinations of wire, name and revision; the rest is counted as `other`."""
+
+TIMED_OUT = "timed out"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Of one request."""
+
+    error: str = ""
+    """Its kind and status, such as `HTTP 503`; empty where there was an answer."""
+    revision: str = ""
+    received: int = 0
+    server_timing: str = ""
+    """What the server says of where its time went."""
+
+
+@dataclass
+class _Tally:
+    """Latencies by microsecond, those together that are one to an HdrHistogram, which takes 4 us to take in one."""
+
+    answers: int = 0
+    errors: int = 0
+    good: int = 0
+    latency: dict[int, int] = field(default_factory=dict)
+    from_send: dict[int, int] = field(default_factory=dict)
+
+
+class Recorder:
+    """Times are seconds from the beginning of the run. `good_ms`: up to which latency an answer is a good one."""
+
+    def __init__(self, *, good_ms: float | None = None) -> None:
+        self._good_s = math.inf if good_ms is None else good_ms / 1000
+        self.asked = self.sent = self.answers = self.errors = self.good = 0
+        self.sent_bytes = self.received_bytes = 0
+        self.first_answer_s: float | None = None
+        self.errors_by: dict[str, int] = {}
+        self._stages: dict[str, list[float]] = {}
+        self.width_s = 1
+        self._tallies: dict[tuple[str, str, str], _Tally] = {}
+        self._asked: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+        self._series: dict[str, dict[int, Second]] = {}
+
+    def ask(self, due_s: float) -> None:
+        """A request ought to start."""
+        self.asked += 1
+        slot = self._slot(due_s)
+        self._asked[slot] = self._asked.get(slot, 0) + 1
+
+    def send(self, at_s: float, size: int) -> None:
+        """It does."""
+        self.sent += 1
+        self.sent_bytes += size
+        slot = self._slot(at_s)
+        self._sent[slot] = self._sent.get(slot, 0) + 1
+
+    def end(self, wire: str, name: str, outcome: Outcome, *, due_s: float, sent_s: float, end_s: float) -> None:
+        """It is over."""
+        revision = outcome.revision
+        tally = self._tallies.get((wire, name, revision)) or self._tally(wire, name, revision)
+        series = self._series.get(revision)
+        if series is None:
+            revision = revision if len(self._series) < MOST_KINDS else "other"
+            series = self._series.setdefault(revision, {})
+        slot = self._slot(due_s)
+        second = series.get(slot)
+        if second is None:
+            second = series[slot] = Second()
+        latency_s = end_s - due_s
+        self.received_bytes += outcome.received
+        if outcome.error:
+            self.errors += 1
+            tally.errors += 1
+            second.errors += 1
+            kind = outcome.error
+            kind = kind if kind in self.errors_by or len(self.errors_by) < MOST_KINDS else "other"
+            self.errors_by[kind] = self.errors_by.get(kind, 0) + 1
+            if kind != TIMED_OUT:
+                return
+        else:
+            self.answers += 1
+            tally.answers += 1
+            second.answers += 1
+            if outcome.server_timing:
+                self._add_stages(outcome.server_timing)
+            if self.first_answer_s is None:
+                self.first_answer_s = latency_s
+            if latency_s <= self._good_s:
+                self.good += 1
+                tally.good += 1
+                second.good += 1
+        us = _us(latency_s)
+        tally.latency[us] = tally.latency.get(us, 0) + 1
+        us = _us(end_s - sent_s)
+        tally.from_send[us] = tally.from_send.get(us, 0) + 1
+        index = bin_of(latency_s)
+        second.bins[index] = second.bins.get(index, 0) + 1
+
+    def stages_ms(self) -> dict[str, float]:
+        """Means of the answers that had the stage."""
+        return {name: spent / count for name, (count, spent) in self._stages.items()}
+
+    def last_bins(self) -> dict[int, int]:
+        """Of the last two slots with an answer in them, for whoever watches."""
+        whole = Second()
+        for series in self._series.values():
+            for slot in sorted(series)[-2:]:
+                whole.add(series[slot])
+        return whole.bins
+
+    def parts(self) -> list[Part]:
+        return [_part(*key, [tally]) for key, tally in sorted(self._tallies.items())]
+
+    def total(self) -> Part:
+        return _part("", "", "", self._tallies.values())
+
+    def series(self) -> tuple[list[int], list[int], dict[str, list[Second]]]:
+        """Asked, sent, and what came of it by revision; an entry for each `width_s`."""
+        every: list[Iterable[int]] = [self._asked, self._sent, *self._series.values()]
+        length = max((slot for series in every for slot in series), default=-1) + 1
+        return (
+            [self._asked.get(slot, 0) for slot in range(length)],
+            [self._sent.get(slot, 0) for slot in range(length)],
+            {
+                revision: [series.get(slot) or Second() for slot in range(length)]
+                for revision, series in self._series.items()
+            },
+        )
+
+    def _add_stages(self, header: str) -> None:
+        for metric in header.split(","):
+            name, _, value = metric.strip().partition(";dur=")
+            if name in self._stages or len(self._stages) < MOST_KINDS:
+                with suppress(ValueError):
+                    spent = float(value)
+                    total = self._stages.setdefault(name, [0, 0.0])
+                    total[0] += 1
+                    total[1] += spent
+
+    def _tally(self, wire: str, name: str, revision: str) -> _Tally:
+        key = (wire, name, revision) if len(self._tallies) < MOST_KINDS else (wire, "other", "other")
+        return self._tallies.setdefault(key, _Tally())
+
+    def _slot(self, at_s: float) -> int:
+        slot = max(0, int(at_s / self.width_s))
+        while slot >= MOST_SLOTS:
+            self._widen()
+            slot = int(at_s / self.width_s)
+        return slot
+
+    def _widen(self) -> None:
+        self.width_s *= 2
+        for counts in (self._asked, self._sent):
+            merged: dict[int, int] = {}
+            for slot, count in counts.items():
+                merged[slot // 2] = merged.get(slot // 2, 0) + count
+            counts.clear()
+            counts.update(merged)
+        for series in self._series.values():
+            wider: dict[int, Second] = {}
+            for slot, second in series.items():
+                wider.setdefault(slot // 2, Second()).add(second)
+            series.clear()
+            series.update(wider)
+
+
+def _us(seconds: float) -> int:
+    us = min(max(1, int(seconds * 1e6)), LONGEST_US)
+    apart = us.bit_length() - APART_BITS
+    return us >> apart << apart if apart > 0 else us
+
+
+def _part(wire: str, name: str, revision: str, tallies: Iterable[_Tally]) -> Part:
+    answers = errors = good = 0
+    latency: dict[int, int] = {}
+    from_send: dict[int, int] = {}
+    for tally in tallies:
+        answers += tally.answers
+        errors += tally.errors
+        good += tally.good
+        for whole, counts in ((latency, tally.latency), (from_send, tally.from_send)):
+            for us, count in counts.items():
+                whole[us] = whole.get(us, 0) + count
+    figures = _milliseconds(latency), _milliseconds(from_send)
+    return Part(wire, name, revision, answers, errors, good, *figures, _as_hdr(latency))
+
+
+def _milliseconds(counts: dict[int, int]) -> dict[str, float]:
+    """A value stands for the middle of those that are one with it."""
+    if not counts:
+        return {}
+    count = sum(counts.values())
+    found = {"mean": sum(_middle(us) * times for us, times in counts.items()) / count / 1000}
+    ordered = iter(sorted(counts.items()))
+    us = passed = 0
+    for name, percent in PERCENTILES.items():
+        rank = max(1, math.ceil(count * percent / 100))
+        while passed < rank:
+            us, times = next(ordered)
+            passed += times
+        found[name] = _middle(us) / 1000
+    return found
+
+
+def _middle(us: int) -> float:
+    apart = us.bit_length() - APART_BITS
+    return us + (1 << apart) / 2 if apart > 0 else float(us)
+
+
+def _as_hdr(counts: dict[int, int]) -> str:
+    histogram: Any = HdrHistogram(1, LONGEST_US, DIGITS)
+    for us, count in counts.items():
+        histogram.record_value(us, count)
+    encoded: bytes = histogram.encode()
+    return encoded.decode()

@@ -1,0 +1,250 @@
+"""One run in one process: its clock, its requests, and what they come to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+from gevent.pool import Group
+
+from kservekit.loadtest.pace import LoopClock
+from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.recorder import Outcome, Recorder
+from kservekit.loadtest.run import Run
+from kservekit.loadtest.shapes import Load
+from kservekit.loadtest.target import Target
+from kservekit.tensors import ModelSpec
+
+MAX_IN_FLIGHT = 1000
+TURNS_AT_LEAST_EVERY = 16
+"""Starts without a turn of the loop, where the dispatcher is behind."""
+
+PACKAGES = ("kservekit", "locust", "gevent", "geventhttpclient", "grpcio", "hdrhistogram")
+
+Listener = Callable[[str, Outcome, float], None]
+"""A payload's name, what became of the request, and its latency in seconds."""
+
+
+class Wire(Protocol):
+    target: Target
+
+    def prepare(self, payload: Payload) -> bytes: ...
+
+    def send(self, message: bytes) -> Outcome: ...
+
+    def probe(self) -> ModelSpec: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A closed loop: so many users, each with one request at a time and a pause after it."""
+
+    users: int
+    duration_s: float
+    think_s: float = 0.0
+
+
+class Session:
+    def __init__(
+        self,
+        wire: Wire,
+        payloads: Sequence[Payload],
+        load: Load | Closed,
+        *,
+        good_ms: float | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        listener: Listener | None = None,
+    ) -> None:
+        self.wire, self.load, self.max_in_flight = wire, load, max_in_flight
+        self.recorder = Recorder(good_ms=good_ms)
+        self.in_flight = 0
+        self.blocked_s = 0.0
+        self.stopping = False
+        self.over = Event()
+        self.failure: Exception | None = None
+        self._messages = itertools.cycle([(payload.name, wire.prepare(payload)) for payload in payloads])
+        self._listener = listener
+        self._end_s: float | None = None
+        self._busy = 0.0
+        self._clock = LoopClock()
+        self.begin()
+
+    def begin(self) -> None:
+        """Time counts from here."""
+        self._started = datetime.now(UTC)
+        self._begin = time.perf_counter()
+        self._clock.begin()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._begin
+
+    @property
+    def busy(self) -> float:
+        """Share of the run so far in which this process had no rest."""
+        return self._busy if self._end_s is not None else self._clock.busy
+
+    def dispatch(self) -> None:
+        """The open loop: a request at each start that the load has, whatever became of those before. It returns when
+        the load is over and all answers are there."""
+        assert isinstance(self.load, Load)  # noqa: S101
+        places, requests = BoundedSemaphore(self.max_in_flight), Group()
+        starts = self.load.starts()
+        self.begin()
+        behind = 0
+        try:
+            for due_s in starts:
+                moment = self._begin + due_s
+                if moment > time.perf_counter():
+                    behind = 0
+                    self._clock.wait_until(moment)
+                else:
+                    behind += 1
+                    if behind % TURNS_AT_LEAST_EVERY == 0:
+                        gevent.sleep(0)
+                if self.stopping or self.elapsed_s > self.load.duration_s:
+                    self._count_rest(due_s, starts)
+                    break
+                self.recorder.ask(due_s)
+                if not self._place_in(places):
+                    self._count_rest(next(starts, math.inf), starts)
+                    break
+                requests.start(gevent.Greenlet(self._in_place, places, due_s))
+            if not self.stopping and math.isfinite(self.load.duration_s):
+                self._clock.wait_until(self._begin + self.load.duration_s)
+            self.close_time()
+            requests.join()
+        finally:
+            requests.kill(block=False)
+
+    def request(self, due_s: float | None = None) -> Outcome:
+        """One request, now; late by as much as its intended start lies back."""
+        name, message = next(self._messages)
+        sent_s = self.elapsed_s
+        if due_s is None:
+            due_s = sent_s
+            self.recorder.ask(due_s)
+        self.recorder.send(sent_s, len(message))
+        self.in_flight += 1
+        try:
+            outcome = self.wire.send(message)
+        finally:
+            self.in_flight -= 1
+        end_s = self.elapsed_s
+        self.recorder.end(self.wire.target.wire, name, outcome, due_s=due_s, sent_s=sent_s, end_s=end_s)
+        if self._listener is not None:
+            self._listener(name, outcome, end_s - due_s)
+        return outcome
+
+    def close_time(self) -> None:
+        """The run is over; what is in flight still counts, and no longer as time."""
+        if self._end_s is None:
+            self._busy = self._clock.busy
+            self._end_s = self.elapsed_s
+            self._clock.close()
+
+    def result(self, *, interrupted: bool = False) -> Run:
+        self.close_time()
+        recorder, target = self.recorder, self.wire.target
+        asked, sent, series = recorder.series()
+        duration_s = self._end_s or 0.0
+        first = recorder.first_answer_s
+        return Run(
+            target={
+                key: value
+                for key, value in (
+                    ("url", target.url),
+                    ("model", target.model),
+                    ("version", target.version),
+                    ("wire", target.wire),
+                    ("host", target.host),
+                )
+                if value
+            },
+            load=_described(self.load, recorder, duration_s) | {"max_in_flight": self.max_in_flight},
+            started=self._started.isoformat(timespec="seconds"),
+            duration_s=duration_s,
+            asked=recorder.asked,
+            sent=recorder.sent,
+            answers=recorder.answers,
+            errors=recorder.errors,
+            good=recorder.good,
+            sent_bytes=recorder.sent_bytes,
+            received_bytes=recorder.received_bytes,
+            first_answer_ms=None if first is None else first * 1000,
+            errors_by=dict(recorder.errors_by),
+            total=recorder.total(),
+            parts=recorder.parts(),
+            width_s=recorder.width_s,
+            asked_series=asked,
+            sent_series=sent,
+            series=series,
+            generator={"busy": round(self._busy, 4), "blocked_s": round(self.blocked_s, 3)},
+            environment=environment(),
+            server_ms=recorder.stages_ms(),
+            interrupted=interrupted,
+        )
+
+    def _place_in(self, places: BoundedSemaphore) -> bool:
+        """False where the run was over before there was one."""
+        if places.acquire(blocking=False):
+            return True
+        assert isinstance(self.load, Load)  # noqa: S101
+        since = time.perf_counter()
+        left_s = max(0.0, self.load.duration_s - self.elapsed_s)
+        found = places.acquire(timeout=left_s if math.isfinite(left_s) else None)
+        self.blocked_s += time.perf_counter() - since
+        return found and not self.stopping
+
+    def _in_place(self, places: BoundedSemaphore, due_s: float) -> None:
+        try:
+            self.request(due_s)
+        finally:
+            places.release()
+
+    def _count_rest(self, due_s: float, starts: Any) -> None:
+        """What was to start by now, and did not."""
+        assert isinstance(self.load, Load)  # noqa: S101
+        over_s = min(self.elapsed_s if self._end_s is None else self._end_s, self.load.duration_s)
+        while due_s < over_s:
+            self.recorder.ask(due_s)
+            due_s = next(starts, math.inf)
+
+
+def environment() -> dict[str, str]:
+    """What figures depend on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
+    found = {
+        "machine": f"{cores} cores, {platform.machine()}",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    if hasattr(os, "getloadavg"):
+        found["load average"] = f"{os.getloadavg()[0]:.1f}"
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _described(load: Load | Closed, recorder: Recorder, duration_s: float) -> dict[str, Any]:
+    if isinstance(load, Closed):
+        return {"loop": "closed", "users": load.users, "think_s": load.think_s}
+    found: dict[str, Any] = {"loop": "open", "shape": load.text}
+    if load.seed is not None:
+        found["seed"] = load.seed
+    return found | {"asked_per_s": recorder.asked / duration_s if duration_s else 0.0}
