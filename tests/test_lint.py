@@ -74,7 +74,6 @@ def test_a_rule_says_why_and_how_to_mend_it_and_where_that_is_known_from(rule):
 def test_nothing_is_found_in_our_own_manifests(folder):
     """In every version that they are for."""
     for version in versions(components(folder)):
-        # 0.20 takes spec.canary and splits nothing: the component says so itself, and this is right to say it, too.
         assert found(rendered(folder), version) == []
 
 
