@@ -122,7 +122,17 @@ def marked(mark: str) -> dict[int, str]:
 
 
 def shared_memory(owner: int) -> list[str]:
-    return [path.name for path in SHM.glob(f"kservekit-{owner}-*")]
+    return [path.name for path in SHM.glob(f"kservekit-{owner}-*") if path.name not in _of_other_tests]
+
+
+_of_other_tests: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Servers that other modules' tests started live until the session's end."""
+    _of_other_tests.clear()
+    _of_other_tests.update(path.name for path in SHM.glob("kservekit-*"))
 
 
 def get(url: str, path: str) -> str:
