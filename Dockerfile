@@ -18,10 +18,11 @@ FROM ${BASE} AS build
 # same to a builder that has their layer already.
 ENV SOURCE_DATE_EPOCH=0
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/kservekit && mkdir /compiled
-ENV PATH="/build/bin:$PATH" PIP_FIND_LINKS=/compiled
+# A secret that a build is not given leaves no file, and pip takes that for an empty one.
+ENV HOME=/build PATH="/build/bin:$PATH" PIP_CONFIG_FILE=/pip.conf PIP_FIND_LINKS=/compiled
 # KServe asks for a psutil that has no wheel for arm64: there it is compiled, by whichever gcc the base has packages of.
 # hadolint ignore=DL3008
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
     if [ "$(uname -m)" = aarch64 ]; then \
         apt-get update \
         && apt-get install --yes --no-install-recommends gcc python3-dev \
@@ -31,14 +32,14 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
 WORKDIR /source
 COPY . .
 # --mount=type=cache instead of --no-cache-dir: no layer has it, and the next build finds it.
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
     pip wheel --no-deps --wheel-dir /wheels . \
     && pip --python /opt/kservekit/bin/python install --no-deps --prefix /ours /wheels/*.whl
 
 # Each stage of packages takes ours out again, which comes as a layer of its own: an update of kservekit alone moves
 # one megabyte. Nothing else is compiled: a package without a wheel for this machine ends the build.
 FROM build AS cpu-packages
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
     pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[onnx,identity,redis]" \
     && pip --python /opt/kservekit/bin/python uninstall --yes kservekit
 
@@ -47,7 +48,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
 # NVIDIA's packages are no wheels but fetch one.
 FROM build AS gpu-packages
 ARG GPU_EXTRAS=tensorrt,identity,redis
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
     pip --python /opt/kservekit/bin/python install "$(echo /wheels/*.whl)[${GPU_EXTRAS}]" \
     && pip --python /opt/kservekit/bin/python uninstall --yes kservekit
 
@@ -55,7 +56,7 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
 # client alone makes; ONNX Runtime's second copy, for C, and its converters; tests. What is left of a package keeps its
 # metadata, for those who list or scan them.
 FROM build AS edge-packages
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
     pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[onnx]" \
     && pip --python /opt/kservekit/bin/python uninstall --yes kservekit grpcio-tools setuptools \
     && packages=$(echo /opt/kservekit/lib/python3*/site-packages) \
