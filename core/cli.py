@@ -106,9 +106,8 @@ def _verb(argv: Sequence[str] | None) -> int:
 
 
 def serve(arguments: list[str]) -> int:
-    if (
-        os.getpid() == 1
-    ):  # of a container: it gets no signal without a handler, and there is none until the server is up
+    # The first process of a container gets no signal without a handler, and there is none until the server is up.
+    if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     # kserve reads sys.argv when it is imported, so it is imported here, and its complaints are about the flags.
     sys.argv = ["kservekit serve", *arguments[1:]]

@@ -97,7 +97,7 @@ def through(triton, ask, **options):
 
 
 async def registered(backend):
-    reply = await backend.stub().SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), timeout=5)
+    reply = await backend.wire.stub().SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), timeout=5)
     return list(reply.regions)
 
 
@@ -342,7 +342,7 @@ def test_what_a_killed_process_left_is_removed_and_what_somebody_has_is_not(echo
 
         async def ask(backend):
             request = messages.SystemSharedMemoryRegisterRequest(name=left, key=f"/{left}", offset=0, byte_size=65536)
-            await backend.stub().SystemSharedMemoryRegister(request)
+            await backend.wire.stub().SystemSharedMemoryRegister(request)
             await backend.infer(echo({"FP32": numbers()}))
             return await registered(backend)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 CONTENT_TYPE = "text/event-stream"
 ERROR = "error"
 """The event that an error is which comes after the first answer; its data is the body that it would be otherwise."""
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class Event(NamedTuple):
@@ -40,7 +37,7 @@ class Reader:
 
 def _event(text: bytes) -> Event:
     data, kind = [], ""
-    for line in _LINE_END.split(text):
+    for line in text.split(b"\n"):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":

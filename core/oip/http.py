@@ -46,7 +46,7 @@ class HttpBackend:
         headers = {"content-type": "application/json"}
         if json_length is not None:
             headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}
-        path = f"{self._path(request.model, request.version)}/infer"
+        path = f"{self.path(request.model, request.version)}/infer"
         reply_headers, body = await self.call("POST", path, request, parts, headers)
         try:
             return rest_v2.decode_answer(body, reply_headers.get(rest_v2.JSON_LENGTH_HEADER))
@@ -54,11 +54,11 @@ class HttpBackend:
             raise backend_failed(request, f"malformed answer: {error}") from error
 
     async def ready(self, model: str, version: str = "") -> bool:
-        return await self.answers(f"{self._path(model, version)}/ready", model)
+        return await self.answers(f"{self.path(model, version)}/ready", model)
 
     async def spec(self, model: str, version: str = "") -> ModelSpec:
         request = Request({}, model=model, version=version)
-        _, body = await self.call("GET", self._path(model, version), request)
+        _, body = await self.call("GET", self.path(model, version), request)
         try:
             found = loads(body)
             specs = [
@@ -86,7 +86,7 @@ class HttpBackend:
         """By server-sent events, as our own servers have them; NotSupported where the server has none, as Triton."""
         parts, _ = rest_v2.encode_request(request, binary=False, binary_answer=False)
         headers = {"content-type": "application/json", "accept": events.CONTENT_TYPE}
-        path = f"{self._path(request.model, request.version)}/infer"
+        path = f"{self.path(request.model, request.version)}/infer"
         async with self._exchange("POST", path, request, parts, headers) as reply:
             if reply.content_type != events.CONTENT_TYPE:
                 raise errors.NotSupported(
@@ -168,7 +168,7 @@ class HttpBackend:
             raise backend_failed(request, f"HTTP {reply.status}: {message}")
         raise found
 
-    def _path(self, model: str, version: str) -> str:
+    def path(self, model: str, version: str) -> str:
         return f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
 
 

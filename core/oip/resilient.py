@@ -69,12 +69,8 @@ class ResilientBackend:
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """Never tried again: what came already would come twice."""
-        if self.breaker is None:
-            async with aclosing(self.wire.stream(request)) as answers:
-                async for answer in answers:
-                    yield answer
-            return
-        self.breaker.check()
+        if self.breaker is not None:
+            self.breaker.check()
         try:
             async with aclosing(self.wire.stream(request)) as answers:
                 async for answer in answers:
@@ -82,7 +78,7 @@ class ResilientBackend:
         except BaseException as error:
             self._tell_breaker(error, request)
             raise
-        self.breaker.succeeded()
+        self._tell_breaker(None, request)
 
     async def ready(self, model: str, version: str = "") -> bool:
         """Asks the backend itself: a probe is what finds out that it is well again."""
@@ -95,24 +91,22 @@ class ResilientBackend:
         await self.wire.close()
 
     async def _once(self, request: Request) -> Answer:
-        if self.breaker is None:
-            return await self.wire.infer(request)
         try:
             answer = await self.wire.infer(request)
         except BaseException as error:
             self._tell_breaker(error, request)
             raise
-        self.breaker.succeeded()
+        self._tell_breaker(None, request)
         return answer
 
-    def _tell_breaker(self, error: BaseException, request: Request) -> None:
+    def _tell_breaker(self, error: BaseException | None, request: Request) -> None:
         if self.breaker is None:
             return
         silent = isinstance(error, DeadlineExceeded)
         # A backend that keeps silent for its whole budget is ill; a caller in a hurry says nothing of it.
         if isinstance(error, Unavailable) or (silent and self._clock() < request.deadline):
             self.breaker.failed()
-        elif isinstance(error, ServingError) and not silent:
+        elif error is None or (isinstance(error, ServingError) and not silent):
             self.breaker.succeeded()  # any other answer shows that it is there
         else:
             self.breaker.forgotten()

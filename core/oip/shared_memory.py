@@ -115,9 +115,6 @@ class SharedMemoryBackend:
     async def spec(self, model: str, version: str = "") -> ModelSpec:
         return await self.wire.spec(model, version)
 
-    def stub(self) -> Any:
-        return self.wire.stub()
-
     async def close(self) -> None:
         self.regions.drop_all()
         while self._unregistering:

@@ -6,7 +6,6 @@ Triton's "Model Configuration Extension", over gRPC and over HTTP.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote
 
 import grpc.aio
 from google.protobuf import json_format
@@ -25,15 +24,14 @@ TritonBackend = GrpcBackend | HttpBackend | SharedMemoryBackend
 async def model_config(backend: TritonBackend, model: str, version: str = "") -> Any:
     """A ModelConfig message; None where Triton keeps it to itself (it can be told to), or is none."""
     if isinstance(backend, HttpBackend):
-        path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
         try:
-            _, body = await backend.call("GET", f"{path}/config", Request({}, model=model))
+            _, body = await backend.call("GET", f"{backend.path(model, version)}/config", Request({}, model=model))
             return json_format.Parse(body, protocol.ModelConfig(), ignore_unknown_fields=True)
         except (ServingError, json_format.ParseError):
             return None
     asked = messages.ModelConfigRequest(name=model, version=version)
-    timeout_s = (backend.wire if isinstance(backend, SharedMemoryBackend) else backend).timeout_s
+    wire = backend.wire if isinstance(backend, SharedMemoryBackend) else backend
     try:
-        return (await backend.stub().ModelConfig(asked, timeout=timeout_s)).config
+        return (await wire.stub().ModelConfig(asked, timeout=wire.timeout_s)).config
     except grpc.aio.AioRpcError:
         return None

@@ -187,13 +187,11 @@ class DataPlane:
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """The answers of a model that may have several, each with the requested outputs; one of any other."""
-        given = _named(request)
         model = self._loaded(request.model)
         if not hooks_are_ours(model):
-            answer = await self._guarded(request, self._answer)
-            answer.id = given
-            yield answer.only(request.outputs)
+            yield await self.infer(request)
             return
+        given = _named(request)
         with self._slots(request):
             async with aclosing(model.answers(request)) as answers:
                 while (each := await in_time(_next(answers), request.deadline, f"model {request.model!r}")) is not None:

@@ -116,34 +116,21 @@ class RestApp:
         except Exception:
             log.exception("a fault of the server itself: %s %s", scope["method"], scope["path"])
             status, headers, body = error_reply(ModelError("the server failed; its log has the reason"))
-        if not isinstance(body, bytes):
-            await self._send_pieces(scope, send, status, headers, body)
-            return
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        raw += ((b"kservekit-revision", self.revision), (b"content-length", b"%d" % len(body)))
+        raw.append((b"kservekit-revision", self.revision))
+        if isinstance(body, bytes):
+            raw.append((b"content-length", b"%d" % len(body)))
         if stages is not None:
             raw.append((b"server-timing", timing.as_header(stages).encode()))
         if self.dataplane.draining:
             raw.append((b"connection", b"close"))  # so that a pool of connections finds another server in time
         await send({"type": "http.response.start", "status": status, "headers": raw})
+        if not isinstance(body, bytes):
+            departure: Departure = scope[SCOPE_KEY]
+            with contextlib.suppress(Cancelled):  # who went away needs no word of it
+                await departure.ends(_send_each(body, send))
+            body = b""
         await send({"type": "http.response.body", "body": body})
-
-    async def _send_pieces(
-        self, scope: dict[str, Any], send: Any, status: int, headers: Headers, pieces: AsyncGenerator[bytes]
-    ) -> None:
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        raw.append((b"kservekit-revision", self.revision))
-        departure: Departure = scope[SCOPE_KEY]
-
-        async def all_of_them() -> None:
-            await send({"type": "http.response.start", "status": status, "headers": raw})
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-
-        with contextlib.suppress(Cancelled):  # who went away needs no word of it
-            await departure.ends(all_of_them())
 
     async def _reply(self, scope: dict[str, Any], receive: Any) -> Reply:
         # raw_path keeps %2F apart from /.
@@ -345,6 +332,12 @@ def _no_such(method: str, path: str, ways: Ways) -> Reply:
         allow = ", ".join(sorted(ways))
         return 405, _JSON | {"allow": allow}, dumps({"error": f"{method} is not for {path}: expected {allow}"})
     return 404, dict(_JSON), dumps({"error": f"no such path: {path}; look at /v2/models for what is served"})
+
+
+async def _send_each(pieces: AsyncGenerator[bytes], send: Any) -> None:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
 def _as_event(error: ServingError) -> bytes:
