@@ -82,6 +82,12 @@ def _replace(target: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def datatype_name(number: int) -> str:
+    """The protocol's name of a ModelConfig's data_type."""
+    name: str = model_config.DataType.Name(number)
+    return name.removeprefix("TYPE_").replace("STRING", "BYTES")
+
+
 def _datatype(spec: TensorSpec) -> int:
     number: int = model_config.DataType.Value("TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}")
     return number
