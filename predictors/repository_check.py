@@ -49,9 +49,9 @@ def check(repository: Path) -> list[Finding]:
         if config is not None:
             configs[folder.name] = config
             found += _model(folder, config)
-    models = {name: _for_steps(repository / name, config) for name, config in configs.items()}
-    for name, config in configs.items():
-        if is_ensemble(config):
+    if ensembles := [name for name, config in configs.items() if is_ensemble(config)]:
+        models = {name: _for_steps(repository / name, config) for name, config in configs.items()}
+        for name in ensembles:
             found += [Finding(f"{name}/config.pbtxt", fault) for fault in faults(name, models)]
     return found
 
