@@ -129,7 +129,7 @@ class OnnxPredictor(Predictor):
 
 def _check_batches(specs: list[TensorSpec]) -> None:
     for spec in specs:
-        if not spec.shape or spec.shape[0] != -1:
+        if not spec.has_rows:
             raise CannotStart(
                 f"KSERVEKIT_ONNX_BATCH_ROWS is set, and {spec.name!r} of the model has shape {list(spec.shape)}: "
                 "batches need a first dimension that the file leaves open; export the model with one, or unset it"

@@ -41,7 +41,7 @@ class OnnxFile:
     def batches(self) -> bool:
         """Whether the first size of every input and output is left open, as a batch's is."""
         tensors = (*self.spec.inputs, *self.spec.outputs)
-        return bool(tensors) and all(item.shape and item.shape[0] == -1 for item in tensors)
+        return bool(tensors) and all(item.has_rows for item in tensors)
 
 
 def read_onnx(path: Path) -> OnnxFile:
