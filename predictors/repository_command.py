@@ -155,13 +155,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
 
 
 def _positive(text: str) -> int:
     if not (value := _count(text)):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return value
