@@ -228,10 +228,12 @@ def test_an_engine_can_be_built_ahead_of_time(library, tmp_path):
     refused = kservekit("engine", str(path))
     assert refused.returncode == 1
     assert "kservekit engine: 'x' of the model leaves its size at dimension 1 open" in refused.stderr
-    built = kservekit("engine", str(path), env={**os.environ, "KSERVEKIT_TENSORRT_SIZES": "tokens=1:16:32"})
+    environment = {**os.environ, "KSERVEKIT_TENSORRT_SIZES": "tokens=1:16:32"}
+    built = kservekit("engine", str(path), env=environment, umask=0o022)
     assert built.returncode == 0, built.stderr
     engine = (tmp_path / "m.engine").read_bytes()
     assert built.stdout == f"{tmp_path / 'm.engine'}: {len(engine)} bytes, by {library}\n"
+    assert (tmp_path / "m.engine").stat().st_mode & 0o777 == 0o644  # the server is another user
     assert is_whole(library, engine)
 
 
