@@ -245,6 +245,13 @@ def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, arguments, sentenc
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize(("number", "expected"), [("0", "a whole number above 0"), ("-1", "a whole number")])
+def test_a_number_that_cannot_be_is_refused_with_what_is_expected(number, expected):
+    done = kservekit("repository", "build", "m.onnx", "--into", "m", f"--instances={number}")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"argument --instances: '{number}': expected {expected}\n")
+
+
 def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"\x08\xff not a model")
     with pytest.raises(CannotStart, match=r"bad\.onnx is no ONNX file"):
