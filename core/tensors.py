@@ -109,6 +109,11 @@ class TensorSpec:
         if self.datatype not in DATATYPES:
             raise ValueError(f"{self.name!r} has datatype {self.datatype!r}: expected one of {', '.join(DATATYPES)}")
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether its first dimension takes any size, as a batch's does."""
+        return self.shape[:1] == (-1,)
+
     def fits(self, shape: Iterable[int]) -> bool:
         shape = tuple(shape)
         return len(shape) == len(self.shape) and all(

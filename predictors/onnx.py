@@ -14,25 +14,10 @@ from kservekit.config import OnnxSettings
 from kservekit.cpus import usable_cpus
 from kservekit.errors import CannotStart, InvalidInput
 from kservekit.predictors.batching import MicroBatcher
+from kservekit.predictors.onnx_file import DATATYPES
 from kservekit.predictors.onnx_providers import check_in_use, chosen
 from kservekit.serving import Predictor, Tensors, TensorSpec
 from kservekit.serving.pool import handler_pool
-
-_DATATYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
 
 
 class OnnxPredictor(Predictor):
@@ -129,7 +114,7 @@ class OnnxPredictor(Predictor):
 
 def _check_batches(specs: list[TensorSpec]) -> None:
     for spec in specs:
-        if not spec.shape or spec.shape[0] != -1:
+        if not spec.has_rows:
             raise CannotStart(
                 f"KSERVEKIT_ONNX_BATCH_ROWS is set, and {spec.name!r} of the model has shape {list(spec.shape)}: "
                 "batches need a first dimension that the file leaves open; export the model with one, or unset it"
@@ -176,8 +161,8 @@ def _spec(item: Any) -> TensorSpec:
             f"{item.name!r} of the model is BF16, which ONNX Runtime does not give as an array: "
             "export the model with FP16 or FP32 inputs and outputs; BF16 inside of it is fine"
         )
-    if item.type not in _DATATYPES:
+    # What is FLOAT in the file is `tensor(float)` to the runtime.
+    datatype = DATATYPES.get(item.type.removeprefix("tensor(").removesuffix(")").upper())
+    if datatype is None:
         raise CannotStart(f"{item.name!r} of the model is {item.type}, which the protocol has no datatype for")
-    return TensorSpec(
-        item.name, _DATATYPES[item.type], tuple(size if isinstance(size, int) else -1 for size in item.shape)
-    )
+    return TensorSpec(item.name, datatype, tuple(size if isinstance(size, int) else -1 for size in item.shape))

@@ -9,7 +9,7 @@ from typing import Any
 from kservekit.errors import CannotStart
 from kservekit.tensors import ModelSpec, TensorSpec
 
-_DATATYPES = {
+DATATYPES = {
     "BOOL": "BOOL",
     "UINT8": "UINT8",
     "UINT16": "UINT16",
@@ -25,6 +25,7 @@ _DATATYPES = {
     "DOUBLE": "FP64",
     "STRING": "BYTES",
 }
+"""By ONNX's names of them, the protocol's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OnnxFile:
     def batches(self) -> bool:
         """Whether the first size of every input and output is left open, as a batch's is."""
         tensors = (*self.spec.inputs, *self.spec.outputs)
-        return bool(tensors) and all(item.shape and item.shape[0] == -1 for item in tensors)
+        return bool(tensors) and all(item.has_rows for item in tensors)
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -89,13 +90,13 @@ def _check_weights(path: Path, location: str, size: int) -> None:
 def _spec(onnx: Any, path: Path, item: Any) -> TensorSpec:
     kind = item.type.WhichOneof("value")
     found = onnx.TensorProto.DataType.Name(item.type.tensor_type.elem_type) if kind == "tensor_type" else kind
-    if found not in _DATATYPES:
+    if found not in DATATYPES:
         raise CannotStart(f"{path}: {item.name!r} is {found}, which the protocol has no datatype for")
     if not item.type.tensor_type.HasField("shape"):
         raise CannotStart(f"{path}: {item.name!r} has no shape; run onnx.shape_inference on the file first")
     dims = item.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
-    return TensorSpec(item.name, _DATATYPES[found], shape)
+    return TensorSpec(item.name, DATATYPES[found], shape)
 
 
 def _sizes(item: Any) -> tuple[str, ...]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 
 from kservekit.oip.triton_messages import model_config
+from kservekit.predictors.replace import replace
 from kservekit.tensors import ModelSpec, TensorSpec
 
 ONNX_IN_TRITON = Path(__file__).with_name("onnx_in_triton.py")
@@ -65,21 +64,17 @@ def write(repository: Path, config: Any, files: Mapping[str, Path], *, version: 
         target = folder / str(version) / file
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(target, functools.partial(shutil.copyfile, source))
+            replace(target, functools.partial(shutil.copyfile, source))
     text, target = text_format.MessageToString(config), folder / "config.pbtxt"
     if not (target.is_file() and target.read_text() == text):
-        _replace(target, lambda partial: partial.write_text(text))
+        replace(target, lambda partial: partial.write_text(text))
     return folder
 
 
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """By a file of a name that no other writer has, in the same folder."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        write(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+def datatype_name(number: int) -> str:
+    """The protocol's name of a ModelConfig's data_type."""
+    name: str = model_config.DataType.Name(number)
+    return name.removeprefix("TYPE_").replace("STRING", "BYTES")
 
 
 def _datatype(spec: TensorSpec) -> int:

@@ -119,7 +119,7 @@ def prepare(wanted: Build) -> Prepared:
 
 def _max_batch(wanted: Build, onnx: OnnxFile | None, spec: ModelSpec) -> int:
     tensors = (*spec.inputs, *spec.outputs)
-    fixed = [item for item in tensors if not item.shape or item.shape[0] != -1]
+    fixed = [item for item in tensors if not item.has_rows]
     if wanted.max_batch is None:
         return MAX_BATCH if tensors and not fixed else 0
     if wanted.max_batch and fixed:

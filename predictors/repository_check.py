@@ -14,8 +14,8 @@ from google.protobuf import text_format
 from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import read_onnx
-from kservekit.predictors.repository import declared
-from kservekit.predictors.repository_check_ensemble import Model, faults, is_ensemble, listed
+from kservekit.predictors.repository import datatype_name, declared
+from kservekit.predictors.repository_check_ensemble import Model, alike, faults, is_ensemble, listed
 from kservekit.tensors import TensorSpec
 
 _FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py", "pytorch": "model.pt"}
@@ -49,9 +49,9 @@ def check(repository: Path) -> list[Finding]:
         if config is not None:
             configs[folder.name] = config
             found += _model(folder, config)
-    models = {name: _for_steps(repository / name, config) for name, config in configs.items()}
-    for name, config in configs.items():
-        if is_ensemble(config):
+    if ensembles := [name for name, config in configs.items() if is_ensemble(config)]:
+        models = {name: _for_steps(repository / name, config) for name, config in configs.items()}
+        for name in ensembles:
             found += [Finding(f"{name}/config.pbtxt", fault) for fault in faults(name, models)]
     return found
 
@@ -157,7 +157,7 @@ def _against_onnx(where: str, config: Any, path: Path) -> Iterator[Finding]:
 
 
 def _against(where: str, label: str, item: Any, spec: TensorSpec, max_batch_size: int) -> Iterator[Finding]:
-    datatype = model_config.DataType.Name(item.data_type).removeprefix("TYPE_").replace("STRING", "BYTES")
+    datatype = datatype_name(item.data_type)
     if datatype not in (spec.datatype, "INVALID"):
         yield Finding(where, f"{label} is {datatype}, and in the file {spec.datatype}")
     dims = list(item.dims)
@@ -166,7 +166,7 @@ def _against(where: str, label: str, item: Any, spec: TensorSpec, max_batch_size
         return
     if max_batch_size and len(dims) == len(expected) + 1:
         yield Finding(where, f"{label} has dims {dims}: with max_batch_size the batch is left out of them: {expected}")
-    elif len(dims) != len(expected) or any(-1 not in (a, b) and a != b for a, b in zip(dims, expected, strict=True)):
+    elif not alike(dims, expected):
         yield Finding(where, f"{label} has dims {dims}, and in the file {expected}")
 
 

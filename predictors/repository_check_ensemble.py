@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kservekit.oip.triton_messages import model_config
+from kservekit.predictors.repository import datatype_name
 
 
 @dataclass(frozen=True)
@@ -153,23 +153,19 @@ def _flow(
 def _unlike(tensor: str, source: _End, target: _End) -> Iterator[str]:
     one, other = source.datatype, target.datatype
     if one and other and one != other:
-        yield f"{tensor!r} is {_datatype(one)} as {source.who}, and {_datatype(other)} as {target.who}"
+        yield f"{tensor!r} is {datatype_name(one)} as {source.who}, and {datatype_name(other)} as {target.who}"
     # With batches on one side only, Triton takes equal dims as well as equal shapes.
-    if source.dims and target.dims and not (_alike(source.dims, target.dims) or _alike(source.shape, target.shape)):
+    if source.dims and target.dims and not (alike(source.dims, target.dims) or alike(source.shape, target.shape)):
         yield f"{tensor!r} is {list(source.shape)} as {source.who}, and {list(target.shape)} as {target.who}"
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> bool:
+def alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether these dims can be the same; -1 can be any."""
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
 
 
 def _end(who: str, item: Any, config: Any) -> _End:
     return _End(who, item.data_type, tuple(item.dims), config.max_batch_size > 0)
-
-
-def _datatype(number: int) -> str:
-    found: str = model_config.DataType.Name(number)
-    return found.removeprefix("TYPE_")
 
 
 def listed(names: Iterable[object]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kservekit.errors import CannotStart
-from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_normalize import Normalization
+from kservekit.predictors.repository import datatype_name
 from kservekit.predictors.repository_build import Build, build
 from kservekit.predictors.repository_check import check
 from kservekit.predictors.repository_ensemble import build_normalizing
@@ -67,18 +67,13 @@ def _build(options: argparse.Namespace, put: Put) -> int:
     for kind, items in (("input", config.input), ("output", config.output)):
         for item in items:
             sizes = (["batch"] if config.max_batch_size else []) + ["any" if size == -1 else size for size in item.dims]
-            put(f"  {kind:6} {item.name} {_datatype(item.data_type)} [{', '.join(map(str, sizes))}]")
+            put(f"  {kind:6} {item.name} {datatype_name(item.data_type)} [{', '.join(map(str, sizes))}]")
     put(f"  batches of up to {config.max_batch_size}" if config.max_batch_size else "  no batches")
     if config.model_warmup:
         put(f"  warm-up: {', '.join(sample.name for sample in config.model_warmup)}")
     for note in built.notes:
         put(f"  {note}")
     return 0
-
-
-def _datatype(data_type: int) -> str:
-    found: str = model_config.DataType.Name(data_type)
-    return found.removeprefix("TYPE_").replace("STRING", "BYTES")
 
 
 def _check(repository: Path, put: Put) -> int:
@@ -160,13 +155,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
 
 
 def _positive(text: str) -> int:
     if not (value := _count(text)):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return value

@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 
+from kservekit.predictors.replace import replace
 from kservekit.predictors.tensorrt_build import Options
 from kservekit.predictors.tensorrt_runtime import Gpu, Library
 
@@ -66,17 +66,15 @@ _WAY_OUT = "set KSERVEKIT_TENSORRT_ENGINE_CACHE to a folder that can be written"
 
 
 def write(path: Path, engine: bytes) -> None:
-    """All of it or nothing, also where several do it at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".engine")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """All of it or nothing, also where several do it at once, or the machine stops."""
+
+    def to_the_disk(partial: Path) -> None:
+        with partial.open("wb") as file:
             file.write(engine)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+    replace(path, to_the_disk)
 
 
 def _digest(model: Path) -> str:

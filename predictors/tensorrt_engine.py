@@ -57,7 +57,7 @@ class Engine:
     def batches(self) -> int:
         """The most rows of one run; 0 where the first size of a tensor is fixed, as of one that has no rows."""
         tensors = (*self.spec.inputs, *self.spec.outputs)
-        if not all(item.shape and item.shape[0] == -1 for item in tensors):
+        if not all(item.has_rows for item in tensors):
             return 0
         return max(min(item.max[0] for item in profile.values()) for profile in self.profiles)
 

@@ -24,7 +24,6 @@ examples:
 """
 
 Put = Callable[[str], None]
-Settings = dict[str, Setting]
 
 
 def run(arguments: Sequence[str], put: Put) -> int:

@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from calls import eventually
-from onnx import TensorProto, helper
+from onnx_files import write_doubles
 
 from kservekit import __version__
 from kservekit.local.server import LocalServer
@@ -155,11 +154,7 @@ def test_the_build_is_given_what_the_wheel_is_made_of_and_nothing_else():
 
 def model(folder):
     """An ONNX file, y = x + x, and the setting that has it served."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubles", [x], [y])
-    path = folder / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
-    return {"KSERVEKIT_ONNX_MODEL_PATH": str(path)}
+    return {"KSERVEKIT_ONNX_MODEL_PATH": str(write_doubles(folder / "model.onnx", shape=("n", 3)))}
 
 
 @pytest.fixture(scope="module")

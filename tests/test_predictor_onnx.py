@@ -10,6 +10,7 @@ import onnx
 import pytest
 from calls import WIRES, ask, http
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import write_onnx
 
 from kservekit.codec.message import Request
 from kservekit.config import OnnxSettings
@@ -23,12 +24,6 @@ from kservekit.predictors.onnx_providers import check_in_use, chosen
 from kservekit.predictors.repository_build import Build, build
 
 TARGET = "kservekit.predictors.onnx:OnnxPredictor"
-
-
-def write_onnx(path, nodes, inputs, outputs, weights=()):
-    tensors = [[helper.make_tensor_value_info(*item) for item in items] for items in (inputs, outputs)]
-    graph = helper.make_graph(nodes, "test", *tensors, [numpy_helper.from_array(*item) for item in weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +150,7 @@ def test_a_model_whose_rows_are_fixed_cannot_be_put_into_batches(tmp_path):
 def classifier(tmp_path_factory):
     """Scores and the best class of a picture, by a convolution with weights of its own; and the text it was given."""
     path, random = tmp_path_factory.mktemp("onnx") / "classifier.onnx", np.random.default_rng(4)
-    weights = [(random.normal(size=(8, 3, 3, 3)).astype(np.float32), "w")]
+    weights = [numpy_helper.from_array(random.normal(size=(8, 3, 3, 3)).astype(np.float32), "w")]
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["features"], pads=[1, 1, 1, 1]),
         helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),

@@ -17,8 +17,9 @@ import standin_tensorrt as standin
 from calls import WIRES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx_files import write_doubles
 from standin_tensorrt import Model, runtime, trt
-from test_tensorrt_build import OPTIONS, write_doubles
+from test_tensorrt_build import OPTIONS
 
 from kservekit.codec.message import Request
 from kservekit.config import TensorRTSettings

@@ -9,6 +9,7 @@ import pytest
 from calls import kservekit
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import write_onnx
 
 from kservekit.codec.message import Request
 from kservekit.errors import CannotStart, InvalidInput
@@ -20,19 +21,12 @@ from kservekit.predictors.repository_check import check
 from kservekit.tensors import TensorSpec
 
 
-def save(path, nodes, inputs, outputs, weights=()):
-    tensors = [[helper.make_tensor_value_info(*item) for item in items] for items in (inputs, outputs)]
-    graph = helper.make_graph(nodes, "test", *tensors, [numpy_helper.from_array(*item) for item in weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
-    return path
-
-
 @pytest.fixture
 def rows(tmp_path):
     """y = x + w, whatever the rows."""
-    w = (np.array([1, 2, 3], np.float32), "w")
+    w = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
     x, y = ("x", TensorProto.FLOAT, ["n", 3]), ("y", TensorProto.FLOAT, ["n", 3])
-    return save(tmp_path / "rows.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [x], [y], [w])
+    return write_onnx(tmp_path / "rows.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [x], [y], [w])
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def picture(tmp_path):
     ]
     x = ("x", TensorProto.FLOAT, [3, "height", "width"])
     outputs = [("mean", TensorProto.FLOAT, [1, 1, 1]), ("same", TensorProto.FLOAT16, [3, "height", "width"])]
-    return save(tmp_path / "picture.onnx", nodes, [x], outputs)
+    return write_onnx(tmp_path / "picture.onnx", nodes, [x], outputs)
 
 
 DOUBLES = """
@@ -98,16 +92,15 @@ def test_what_is_built_for_the_local_triton_it_loads_and_answers(local_triton, t
     assert (found["mean"].ravel().tolist(), found["same"].dtype, found["same"].shape) == ([1], np.float16, (3, 2, 2))
     assert answer(server, "doubles", {"x": np.ones(3, np.float32)}).tensors["y"].tolist() == [2, 2, 2]
     assert answer(server, "declared", {"x": np.ones((3, 2), np.float32)}).tensors["y"].tolist() == [[2, 2]] * 3
-    log = server.log.read_text() if hasattr(server, "log") else ""
-    assert "failed to load" not in log
+    assert "failed to load" not in server.log.read_text()
 
 
 def test_what_triton_cannot_run_is_one_callers_fault_and_the_next_is_served(local_triton, tmp_path):
     nodes = [helper.make_node("Gather", ["table", "at"], ["row"]), helper.make_node("Identity", ["text"], ["same"])]
     inputs = [("at", TensorProto.INT64, ["n", 1]), ("text", TensorProto.STRING, ["n", 1])]
     outputs = [("row", TensorProto.FLOAT, ["n", 1]), ("same", TensorProto.STRING, ["n", 1])]
-    table = (np.arange(4, dtype=np.float32), "table")
-    save(tmp_path / "picky.onnx", nodes, inputs, outputs, [table])
+    table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "table")
+    write_onnx(tmp_path / "picky.onnx", nodes, inputs, outputs, [table])
     build(Build(tmp_path / "picky.onnx", "picky", target="local", batch_delay_us=50_000), tmp_path / "models")
     server = local_triton(tmp_path / "models")
 
@@ -210,14 +203,14 @@ def test_what_contradicts_itself_is_refused_before_anything_is_written(tmp_path,
 
 def test_a_scalar_is_refused_as_triton_would(tmp_path):
     x, y = ("x", TensorProto.FLOAT, ["n", 3]), ("y", TensorProto.FLOAT, [])
-    save(tmp_path / "m.onnx", [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)], [x], [y])
+    write_onnx(tmp_path / "m.onnx", [helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)], [x], [y])
     with pytest.raises(CannotStart, match="'y' is a scalar"):
         build(Build(tmp_path / "m.onnx", "m"), tmp_path / "models")
 
 
 def test_rows_without_more_are_served_with_a_size_of_one(local_triton, tmp_path):
     x, y = ("x", TensorProto.FLOAT, ["n"]), ("y", TensorProto.FLOAT, ["n"])
-    save(tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [x], [y])
+    write_onnx(tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [x], [y])
     build(Build(tmp_path / "m.onnx", "m", target="local"), tmp_path / "models")
     assert [finding for finding in check(tmp_path / "models") if finding.is_error] == []
     server = local_triton(tmp_path / "models")
@@ -250,6 +243,13 @@ def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, arguments, sentenc
     done = kservekit("repository", *arguments, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(("number", "expected"), [("0", "a whole number above 0"), ("-1", "a whole number")])
+def test_a_number_that_cannot_be_is_refused_with_what_is_expected(number, expected):
+    done = kservekit("repository", "build", "m.onnx", "--into", "m", f"--instances={number}")
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"argument --instances: '{number}': expected {expected}\n")
 
 
 def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path):

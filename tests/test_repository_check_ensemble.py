@@ -4,7 +4,7 @@ import re
 
 import pytest
 from calls import http, kservekit
-from onnx import TensorProto, helper, save
+from onnx_files import write_doubles
 
 from kservekit.predictors.repository_check import check
 
@@ -200,12 +200,8 @@ def test_an_input_that_a_step_writes_is_an_error_although_triton_loads_it_becaus
 
 
 def test_what_a_step_takes_is_read_from_its_file_where_no_config_says_it(tmp_path):
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "m", [x], [y])
     (tmp_path / "m/1").mkdir(parents=True)
-    save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m/1/model.onnx"
-    )
+    write_doubles(tmp_path / "m/1/model.onnx", shape=("n", 3))
     (tmp_path / "e/1").mkdir(parents=True)
     for text, expected in (
         (ensemble(step()), []),

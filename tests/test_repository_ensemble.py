@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from calls import WIRES, ask, kservekit
 from google.protobuf import text_format
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, numpy_helper
+from onnx_files import write_onnx
 from PIL import Image
 
 from kservekit.codec.message import Request
@@ -38,14 +39,8 @@ def model(path, shape, datatype=TensorProto.FLOAT):
         helper.make_node("ReduceMean", ["image"], ["means"], axes=[1, 2] if channels == 3 else [2, 3], keepdims=0),
         helper.make_node("MatMul", ["means", "weights"], ["scores"]),
     ]
-    inputs = [helper.make_tensor_value_info("image", datatype, shape)]
-    outputs = [
-        helper.make_tensor_value_info("same", datatype, shape),
-        helper.make_tensor_value_info("scores", datatype, [shape[0], 8]),
-    ]
-    graph = helper.make_graph(nodes, "model", inputs, outputs, [numpy_helper.from_array(weights, "weights")])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
+    inputs, outputs = [("image", datatype, shape)], [("same", datatype, shape), ("scores", datatype, [shape[0], 8])]
+    return write_onnx(path, nodes, inputs, outputs, [numpy_helper.from_array(weights, "weights")], opset=13)
 
 
 MODELS = {
@@ -189,9 +184,8 @@ def test_an_image_transformer_that_sends_uint8_gets_the_scores_of_the_one_that_n
 
 def test_it_is_served_to_callers_with_pictures_through_a_predictor_and_a_transformer(local_triton, tmp_path):
     nodes = [helper.make_node("GlobalAveragePool", ["image"], ["means"]), helper.make_node("Flatten", ["means"], ["y"])]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 16, 16])
-    graph = helper.make_graph(nodes, "m", [image], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    image, y = ("image", TensorProto.FLOAT, ["n", 3, 16, 16]), ("y", TensorProto.FLOAT, ["n", 3])
+    write_onnx(tmp_path / "m.onnx", nodes, [image], [y])
     build_normalizing(Build(tmp_path / "m.onnx", "m", target="local"), Normalization(MEAN, STD), tmp_path / "models")
     triton = local_triton(tmp_path / "models")
     target = "kservekit.predictors.triton:TritonPredictor"
@@ -292,9 +286,7 @@ def test_what_cannot_be_normalized_is_refused_before_anything_is_written(
     tmp_path, shape, datatype, how, given, sentence
 ):
     node = helper.make_node("Identity", ["image"], ["same"])
-    tensors = [[helper.make_tensor_value_info(name, datatype, shape)] for name in ("image", "same")]
-    graph = helper.make_graph([node], "m", *tensors)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    write_onnx(tmp_path / "m.onnx", [node], [("image", datatype, shape)], [("same", datatype, shape)])
     with pytest.raises(CannotStart, match=sentence):
         build_normalizing(
             Build(tmp_path / "m.onnx", "m", **given),

@@ -6,10 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 from calls import kservekit
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import write_doubles, write_onnx
 
 from kservekit.errors import CannotStart
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
@@ -21,19 +21,6 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is for Lin
 
 OPTIONS = Options(sizes("", (1, 4, 8)))
 HERE = Gpu("Here", "8.9")
-
-
-def write_onnx(path, nodes, inputs, outputs, weights=(), **options):
-    tensors = [[helper.make_tensor_value_info(*item) for item in items] for items in (inputs, outputs)]
-    graph = helper.make_graph(nodes, "test", *tensors, initializer=list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    onnx.save(model, path, **options)
-    return path
-
-
-def write_doubles(path, datatype=TensorProto.FLOAT, shape=("n", 2)):
-    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
-    return write_onnx(path, nodes, [("x", datatype, shape)], [("y", datatype, shape)])
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +215,12 @@ def test_an_engine_can_be_built_ahead_of_time(library, tmp_path):
     refused = kservekit("engine", str(path))
     assert refused.returncode == 1
     assert "kservekit engine: 'x' of the model leaves its size at dimension 1 open" in refused.stderr
-    built = kservekit("engine", str(path), env={**os.environ, "KSERVEKIT_TENSORRT_SIZES": "tokens=1:16:32"})
+    environment = {**os.environ, "KSERVEKIT_TENSORRT_SIZES": "tokens=1:16:32"}
+    built = kservekit("engine", str(path), env=environment, umask=0o022)
     assert built.returncode == 0, built.stderr
     engine = (tmp_path / "m.engine").read_bytes()
     assert built.stdout == f"{tmp_path / 'm.engine'}: {len(engine)} bytes, by {library}\n"
+    assert (tmp_path / "m.engine").stat().st_mode & 0o777 == 0o644  # the server is another user
     assert is_whole(library, engine)
 
 
