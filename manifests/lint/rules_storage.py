@@ -201,7 +201,7 @@ def nodes_share_storage(case: Case) -> Found:
         key, model = model_of(case.predictor)
         if not str(model.get("storageUri", "")).startswith(("pvc://", "oci://")):
             yield ("spec", "predictor", *filter(None, [key])), "has workerSpec, which needs a storageUri of pvc or oci"
-        if case.annotations.get(CLASS) != "none":
+        if case.autoscaler != "none":
             yield ("spec", "predictor", "workerSpec"), f"needs {CLASS}: none"
 
 
