@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from kservekit.manifests.pods import MODE, Document, Pod, annotated, argument, is_ours, mode, model_of, name, pods_of
+from kservekit.manifests.pods import (
+    FORMATS,
+    MODE,
+    Document,
+    Pod,
+    annotated,
+    argument,
+    is_ours,
+    mode,
+    model_of,
+    name,
+    pods_of,
+)
 from kservekit.manifests.schema import Place, kept
 
 CLASS = "serving.kserve.io/autoscalerClass"
@@ -136,6 +148,15 @@ class Case:
         for pod in self.pods:
             for container in pod.containers:
                 yield pod, container, pod.place_of(container)
+
+    def parts(self) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Models and containers as they are written, each with its place."""
+        for pod in self.pods:
+            for key in ("model", *FORMATS):
+                if key in pod.spec:
+                    yield (*pod.place, key), pod.spec[key]
+            for number, container in enumerate(pod.spec.get("containers") or []):
+                yield (*pod.place, "containers", number), container
 
     def transformers(self) -> Iterator[tuple[Pod, dict[str, Any], Place]]:
         """The containers that call a predictor: the transformer's first, or the one collocated."""

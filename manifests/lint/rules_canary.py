@@ -25,10 +25,10 @@ from kservekit.manifests.schema import Place
 """,
 )
 def percent_is_knatives(case: Case) -> Found:
-    for component in ("predictor", "transformer", "explainer"):
-        if "canaryTrafficPercent" in (case.spec.get(component) or {}):
+    for pod in case.pods:
+        if "canaryTrafficPercent" in pod.spec:
             yield (
-                ("spec", component, "canaryTrafficPercent"),
+                (*pod.place, "canaryTrafficPercent"),
                 "Standard mode ignores it: use spec.canary (KServe 0.20), or two InferenceServices and a route",
             )
 

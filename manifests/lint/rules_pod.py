@@ -6,8 +6,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case, format_of
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.pods import FORMATS, gpus
-from kservekit.manifests.schema import Place
+from kservekit.manifests.pods import gpus
 
 REFUSED_BY_KNATIVE = {
     "terminationGracePeriodSeconds": "the component's timeout is the grace period there",
@@ -38,7 +37,7 @@ _GPU = ("nvidia.com/", "amd.com/")
 """,
 )
 def gpu_is_in_the_limits(case: Case) -> Found:
-    for place, part, is_model in parts(case):
+    for place, part in case.parts():
         resources = part.get("resources") or {}
         asked = [key for key in resources.get("requests") or {} if key.startswith(_GPU)]
         if asked and not gpus(part):
@@ -47,7 +46,7 @@ def gpu_is_in_the_limits(case: Case) -> Found:
                 f"has no limit nvidia.com/gpu, and {asked[0]} in its requests: put it into limits",
             )
             continue
-        wants = "-gpu" in str(part.get("image", "")) or (is_model and format_of(case.model) == "tensorrt")
+        wants = "-gpu" in str(part.get("image", "")) or format_of(part) == "tensorrt"
         wants = wants or (part.get("runtimeVersion") or "").endswith("-gpu")
         if wants and not gpus(part) and not _limit_of_the_runtime(case, part):
             what = "needs a GPU and has no limit nvidia.com/gpu: add the component gpu, gpu-mig or gpu-time-slicing"
@@ -189,19 +188,6 @@ def shared_memory_is_shared(case: Case) -> Found:
         if len(having) == 1 and len(of_two) == 2:
             lacking = of_two[0] if having[0] is of_two[1] else of_two[1]
             yield pod.place_of(lacking), f"has no volume at /dev/shm, and {having[0]['name']} has one: both, or neither"
-
-
-def parts(case: Case) -> list[tuple[Place, dict[str, Any], bool]]:
-    """The containers and models as they are written, and whether it is the model."""
-    found: list[tuple[Place, dict[str, Any], bool]] = []
-    for component in ("predictor", "transformer", "explainer"):
-        spec = case.spec.get(component) or {}
-        for key in ("model", *FORMATS):
-            if isinstance(spec.get(key), dict):
-                found.append((("spec", component, key), spec[key], component == "predictor"))
-        for number, container in enumerate(spec.get("containers") or []):
-            found.append((("spec", component, "containers", number), container, False))
-    return found
 
 
 def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.lint.rules_pod import parts
 
 _SPACE = "pod-security.kubernetes.io/enforce"
 
@@ -27,7 +26,7 @@ _SPACE = "pod-security.kubernetes.io/enforce"
 """,
 )
 def power_is_small(case: Case) -> Found:
-    for place, part, _ in parts(case):
+    for place, part in case.parts():
         context = part.get("securityContext") or {}
         if context.get("privileged"):
             yield (*place, "securityContext"), "is privileged: a model server needs no such power"
