@@ -16,8 +16,6 @@ REFUSED_BY_KNATIVE = {
     "shareProcessNamespace": "Knative has no such thing",
 }
 
-_GPU = ("nvidia.com/", "amd.com/")
-
 
 @rule(
     "KSV901",
@@ -38,8 +36,7 @@ _GPU = ("nvidia.com/", "amd.com/")
 )
 def gpu_is_in_the_limits(case: Case) -> Found:
     for place, part in case.parts():
-        resources = part.get("resources") or {}
-        asked = [key for key in resources.get("requests") or {} if key.startswith(_GPU)]
+        asked = [*gpus(part, "requests")]
         if asked and not gpus(part):
             yield (
                 (*place, "resources"),
@@ -191,6 +188,4 @@ def shared_memory_is_shared(case: Case) -> Found:
 
 
 def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:
-    runtime = case.runtime(str(part.get("runtime"))) if part.get("runtime") else None
-    containers = ((runtime or {}).get("spec") or {}).get("containers") or []
-    return any(gpus(container) for container in containers if isinstance(container, dict))
+    return any(gpus(container) for container in case.runtime_of(part).get("containers") or [])

@@ -7,6 +7,8 @@ import re
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import WARNING, Found, rule
 from kservekit.manifests.lint.rules_graph import GRAPH, example, steps
+from kservekit.manifests.lint.rules_ports import says_http2
+from kservekit.manifests.pods import model_of
 
 
 @rule(
@@ -122,9 +124,9 @@ def steps_speak_rest(case: Case) -> Found:
         service = case.around.get("InferenceService", str(step.get("serviceName")), case.namespace)
         spec = (service or {}).get("spec") or {}
         entrance = spec.get("transformer") or spec.get("predictor") or {}
-        parts = [entrance.get(key) or {} for key in ("model", "triton")] + (entrance.get("containers") or [])[:1]
-        ports = [port for part in parts if isinstance(part, dict) for port in part.get("ports") or []]
-        if ports and all("h2c" in str(port.get("name")) or "grpc" in str(port.get("name")) for port in ports):
+        parts = [model_of(entrance)[1], *(entrance.get("containers") or [])[:1]]
+        ports = [port for part in parts for port in part.get("ports") or []]
+        if ports and all(map(says_http2, ports)):
             yield place, f"goes to {step['serviceName']!r}, which has gRPC alone: the router posts JSON"
 
 

@@ -221,6 +221,5 @@ def _uris(case: Case) -> list[tuple[Place, str]]:
 
 
 def _image(case: Case, model: dict[str, Any]) -> str:
-    runtime = case.runtime(model["runtime"]) if model.get("runtime") else None
-    containers = ((runtime or {}).get("spec") or {}).get("containers") or [{}]
+    containers = case.runtime_of(model).get("containers") or [{}]
     return str(model.get("image") or containers[0].get("image", ""))
