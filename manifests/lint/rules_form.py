@@ -9,8 +9,6 @@ from kservekit.manifests.lint.rule import ERROR, NOTE, Found, rule
 from kservekit.manifests.pods import FORMATS, MODE, MODES
 from kservekit.manifests.schema import has_schema, kserve_versions, schema_faults
 
-ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "InferenceGraph", "*")
-
 
 @rule(
     "KSV100",
@@ -21,7 +19,7 @@ ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "Inf
     "texts.",
     mend="Take the name that is offered, quote texts, or choose a KServe version that has the field.",
     source="the CRDs of KServe 0.18 to 0.21 and of its neighbours",
-    kinds=ALL_KINDS,
+    kinds=("*",),
     example="""
    predictor:
 -    canaryTraficPercent: 10

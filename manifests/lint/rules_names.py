@@ -98,7 +98,7 @@ def no_python_path(case: Case) -> Found:
     why="KFServing's group serving.kubeflow.org and v1alpha2 went with KServe 0.7; a cluster does not know the kind.",
     mend="apiVersion: serving.kserve.io/v1beta1, with predictor where default.predictor was.",
     source="KServe 0.7's migration from KFServing",
-    kinds=("InferenceService", "TrainedModel", "ServingRuntime", "*"),
+    kinds=("*",),
     example="""
 -apiVersion: serving.kubeflow.org/v1beta1
 +apiVersion: serving.kserve.io/v1beta1

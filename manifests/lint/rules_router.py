@@ -30,7 +30,7 @@ from kservekit.manifests.pods import model_of
 """),
 )
 def switches_have_conditions(case: Case) -> Found:
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         if node.get("routerType") == "Switch" and not step.get("condition"):
             yield place, 'has no condition, so it is never taken: "@this" matches every request'
 
@@ -59,7 +59,7 @@ def fields_are_read(case: Case) -> Found:
         "Splitter": ("condition", "data"),
         "Ensemble": ("weight", "condition", "data"),
     }
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         for field in ignored.get(str(node.get("routerType")), ()):
             if field in step:
                 yield (*place, field), f"is ignored: {node['routerType']} does not look at it"
@@ -83,7 +83,7 @@ def fields_are_read(case: Case) -> Found:
 """),
 )
 def data_is_known(case: Case) -> Found:
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         if node.get("routerType") == "Sequence" and step.get("data") not in (None, "", "$request", "$response"):
             yield (*place, "data"), f"is {str(step['data'])[:40]!r}: expected $request or $response"
 
@@ -120,7 +120,7 @@ def data_is_known(case: Case) -> Found:
 """,
 )
 def steps_speak_rest(case: Case) -> Found:
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         service = case.around.get("InferenceService", str(step.get("serviceName")), case.namespace)
         spec = (service or {}).get("spec") or {}
         entrance = spec.get("transformer") or spec.get("predictor") or {}
@@ -185,6 +185,6 @@ def header_patterns_compile(case: Case) -> Found:
 """),
 )
 def conditions_are_gjson(case: Case) -> Found:
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         if str(step.get("condition", "")).lstrip().startswith("{"):
             yield (*place, "condition"), "is JSONPath or a template, not GJSON: in braces it is always true"

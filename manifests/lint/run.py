@@ -48,7 +48,6 @@ def without_ignored(faults: Sequence[Fault], texts: dict[str, str]) -> list[Faul
     ignored = {
         (source, number): {*re.split(r"[\s,]+", match.group(1))}
         for source, text in texts.items()
-        if "kservekit: ignore" in text.replace("kservekit:ignore", "kservekit: ignore")
         for number, line in enumerate(text.split("\n"), 1)
         if (match := _IGNORED.search(line))
     }
