@@ -11,7 +11,7 @@ A component says it in its own kustomization.yaml, as annotations that kustomize
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ FILES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 @dataclass(frozen=True)
 class Component:
     name: str
-    needs: tuple[str, ...] = ()
-    excludes: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-    kserve: str = field(default_factory=lambda: kserve_versions()[0])
+    needs: tuple[str, ...]
+    excludes: tuple[str, ...]
+    after: tuple[str, ...]
+    kserve: str
 
 
 def components(folder: Path) -> list[Component]:
@@ -67,14 +67,12 @@ def _walk(folder: Path) -> Iterator[Component]:
             yield from _walk((folder / entry).resolve())
     for entry in kustomization.get("components") or []:
         local = (folder / entry).resolve()
-        if local.is_dir():
-            yield from _walk(local)
-            yield _component(local)
-        else:  # a remote one: https://host/repository//manifests/components/gpu?ref=v1
-            name = str(entry).partition("?")[0].rstrip("/").rpartition("/")[2]
-            if (MANIFESTS / "components" / name).is_dir():
-                yield from _walk(MANIFESTS / "components" / name)
-                yield _component(MANIFESTS / "components" / name)
+        # A remote one, https://host/repository//manifests/components/gpu?ref=v1, counts as ours of that name.
+        ours = MANIFESTS / "components" / str(entry).partition("?")[0].rstrip("/").rpartition("/")[2]
+        component = local if local.is_dir() else ours
+        if component.is_dir():
+            yield from _walk(component)
+            yield _component(component)
 
 
 def _read(folder: Path) -> dict[str, Any]:

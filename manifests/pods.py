@@ -26,7 +26,7 @@ class Pod:
     service: Document
     """The InferenceService."""
     component: str
-    """predictor, transformer, explainer, or the name of a canary."""
+    """predictor, transformer or explainer."""
     place: Place
     """Where it stands: ("spec", "predictor")."""
     spec: dict[str, Any]
@@ -135,7 +135,7 @@ def is_ours(container: dict[str, Any]) -> bool:
     return "kservekit" in str(container.get("command") or [container.get("image", "")])
 
 
-def gpus(container: dict[str, Any]) -> dict[str, Any]:
-    """The limits that ask for a GPU, or for a part of one."""
-    limits = (container.get("resources") or {}).get("limits") or {}
-    return {key: value for key, value in limits.items() if key.startswith(("nvidia.com/", "amd.com/"))}
+def gpus(container: dict[str, Any], kind: str = "limits") -> dict[str, Any]:
+    """The limits, or requests, that ask for a GPU or for a part of one."""
+    asked = (container.get("resources") or {}).get(kind) or {}
+    return {key: value for key, value in asked.items() if key.startswith(("nvidia.com/", "amd.com/"))}

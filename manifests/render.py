@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kservekit.manifests.pods import FORMATS, MODE, MODES, Document, name
-from kservekit.manifests.schema import Place, has_schema, schema_faults, shown
+from kservekit.manifests.schema import UNKNOWN_FIELD, Place, has_schema, schema_faults, shown
 
 V2_BY_DEFAULT = ("triton", "onnx", "huggingface")
 """Older forms of `model` to which KServe adds protocolVersion v2."""
@@ -36,7 +36,7 @@ def kept_form(documents: Iterable[Document], kserve: str, mode: str = "") -> tup
             _service(found, mode)
         if has_schema(found):
             for place, what in schema_faults(found, kserve):
-                if "no field of its schema" in what:
+                if what.startswith(UNKNOWN_FIELD):
                     _remove(found, place)
                     left_out.append(f"{found['kind']}/{name(found)} {shown(place)}: KServe {kserve} has no such field")
         done.append(found)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kservekit.manifests.finding import Finding
+from kservekit.manifests.lint.rules_security import short_of_restricted
 from kservekit.manifests.pods import Document, Pod, name, of_kind, pods
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[\w][\w.-]*$")
@@ -38,14 +39,8 @@ def _image(container: dict[str, Any], pod: Pod | None) -> Iterator[str]:
 
 def _power(container: dict[str, Any], pod: Pod) -> Iterator[str]:
     asked = container.get("securityContext") or {}
-    wanted = {
-        "runAsNonRoot": asked.get("runAsNonRoot") is True,
-        "allowPrivilegeEscalation: false": asked.get("allowPrivilegeEscalation") is False,
-        "readOnlyRootFilesystem": asked.get("readOnlyRootFilesystem") is True,
-        "capabilities.drop: [ALL]": (asked.get("capabilities") or {}).get("drop") == ["ALL"],
-        "seccompProfile": (asked.get("seccompProfile") or {}).get("type") in ("RuntimeDefault", "Localhost"),
-    }
-    missing = [key for key, there in wanted.items() if not there]
+    missing = short_of_restricted(asked, {})
+    missing += ["readOnlyRootFilesystem"] if asked.get("readOnlyRootFilesystem") is not True else []
     if missing:
         yield f"its securityContext lacks {', '.join(missing)}"
 

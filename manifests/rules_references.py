@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from kservekit.manifests.finding import Finding
 from kservekit.manifests.pods import Document, name, of_kind, pods
+from kservekit.manifests.schema import shown, within
 
 LABEL = "serving.kserve.io/inferenceservice"
 """KServe gives it to the pods and Services of an InferenceService."""
@@ -31,7 +32,10 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
         yield from (Finding(f"{pod.where}.model.storageUri", what) for what in _claim(model, documents))
     for document in of_kind(documents, "InferenceService", "LocalModelCache", "LocalModelNamespaceCache"):
         where = f"{document['kind']}/{name(document)}"
-        yield from (Finding(f"{where} {place}", what) for place, what in _placeholders(document["spec"], "spec."))
+        for place, value in within(document["spec"], ("spec",)):
+            if place[-1] in ("storageUri", "uri", "sourceModelUri") and "://placeholder" in f"://{value}":
+                what = f"is still the placeholder {value!r}: put in the URI of a model, such as s3://models/photo"
+                yield Finding(f"{where} {shown(place)}", what)
     yield from _redis(documents)
     services = {name(service): service for service in of_kind(documents, "InferenceService")}
     for document in documents:
@@ -42,25 +46,13 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
     backends = {f"{key}-{part}" for key, service in services.items() for part in service["spec"]}
     backends |= {name(document) for document in of_kind(documents, "Service")}
     for route in of_kind(documents, "HTTPRoute"):
-        for backend in _backends(route["spec"]):
+        for backend in _backends(route):
             if backend not in backends:
                 yield Finding(
                     f"HTTPRoute/{name(route)}",
                     f"goes to the Service {backend!r}, which none of these InferenceServices has: "
                     f"{', '.join(sorted(backends)) or 'there are none'}",
                 )
-
-
-def _placeholders(spec: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(spec, dict):
-        for key, value in spec.items():
-            if key in ("storageUri", "uri", "sourceModelUri") and "://placeholder" in f"://{value}":
-                what = f"is still the placeholder {value!r}: put in the URI of a model, such as s3://models/photo"
-                yield f"{path}{key}", what
-            yield from _placeholders(value, f"{path}{key}.")
-    elif isinstance(spec, list):
-        for place, value in enumerate(spec):
-            yield from _placeholders(value, f"{path}{place}.")
 
 
 def _claim(model: dict[str, Any], documents: Sequence[Document]) -> Iterator[str]:
@@ -98,26 +90,13 @@ def _named(
         yield "ServiceAccount", spec["serviceAccountName"]
 
 
-def _selected(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "matchLabels" and LABEL in item:
-                yield item[LABEL]
-            else:
-                yield from _selected(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _selected(item)
+def _selected(document: Document) -> list[str]:
+    return [item[LABEL] for place, item in within(document) if place[-1] == "matchLabels" and LABEL in item]
 
 
-def _backends(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "backendRefs":
-                yield from (backend["name"] for backend in item)
-            elif key == "backendRef":
-                yield item["name"]
-            yield from _backends(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _backends(item)
+def _backends(route: Document) -> Iterator[str]:
+    for place, item in within(route["spec"]):
+        if place[-1] == "backendRefs":
+            yield from (backend["name"] for backend in item)
+        elif place[-1] == "backendRef":
+            yield item["name"]

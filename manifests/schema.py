@@ -20,6 +20,9 @@ SCHEMAS = Path(__file__).parent / "schemas/crds.json"
 Fields = dict[str, int]
 """Names, and the numbers of their nodes."""
 
+UNKNOWN_FIELD = "is no field of its schema"
+"""How a finding begins that is about a field which a cluster drops."""
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -155,7 +158,7 @@ def _check_object(
             hint = f"; did you mean {close}?" if close else ""
             if not close and name in above:
                 hint = f"; it belongs one level higher, beside {path[-1]}"
-            yield (*path, name), f"is no field of its schema: a cluster drops it without a word{hint}"
+            yield (*path, name), f"{UNKNOWN_FIELD}: a cluster drops it without a word{hint}"
 
 
 def _likely(name: str, fields: Fields) -> str:
@@ -195,6 +198,13 @@ def _check_scalar(value: Any, node: dict[str, Any], path: Place) -> Iterator[tup
             yield path, f"has {len(value)} characters: expected up to {node.get('maxLength')}"
     elif isinstance(value, (int, float)) and not node.get("minimum", value) <= value <= node.get("maximum", value):
         yield path, f"is {value}: expected {node.get('minimum', 'any')} to {node.get('maximum', 'any')}"
+
+
+def within(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value inside of one, with its place."""
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*place, step), item
+        yield from within(item, (*place, step))
 
 
 def shown(place: Place) -> str:

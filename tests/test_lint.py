@@ -323,6 +323,12 @@ def _with(document, place, value):
     return document
 
 
+def test_another_apis_object_of_the_same_kind_is_let_be():
+    theirs = "---\napiVersion: example.com/v1\nkind: InferenceService\nmetadata: {name: photo}\nspec: theirs\n"
+    for id in ("KSV710", "KSV806"):
+        assert rules(RULES[id].bad.partition("---\n")[0] + theirs) == set()
+
+
 # Bad input
 
 

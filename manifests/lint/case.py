@@ -9,11 +9,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from kservekit.manifests.pods import MODE, Document, Pod, annotated, argument, is_ours, mode, model_of, name, pods_of
+from kservekit.manifests.pods import (
+    FORMATS,
+    MODE,
+    Document,
+    Pod,
+    annotated,
+    argument,
+    is_ours,
+    mode,
+    model_of,
+    name,
+    pods_of,
+)
 from kservekit.manifests.schema import Place, kept
 
 CLASS = "serving.kserve.io/autoscalerClass"
 KNATIVE = "autoscaling.knative.dev/"
+
+KSERVES_TRITON = "kserve-tritonserver"
 
 TRITON_PORTS = {"http": 8080, "grpc": 9000}
 """Of KServe's own runtime for Triton."""
@@ -131,11 +145,31 @@ class Case:
             "ClusterServingRuntime", called, ""
         )
 
+    def runtime_of(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The spec of the runtime that a model names; empty where it names none, or these files have it not."""
+        called = model.get("runtime")
+        runtime = self.runtime(called) if called else None
+        return (runtime or {}).get("spec") or {}
+
+    @property
+    def is_kserves_triton(self) -> bool:
+        """Whether KServe's own runtime for Triton serves the model, as far as it says."""
+        return self.model.get("runtime") in (None, KSERVES_TRITON) and format_of(self.model) in V2_FORMATS
+
     def containers(self) -> Iterator[tuple[Pod, dict[str, Any], Place]]:
         """Each with its pod and its place."""
         for pod in self.pods:
             for container in pod.containers:
                 yield pod, container, pod.place_of(container)
+
+    def parts(self) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Models and containers as they are written, each with its place."""
+        for pod in self.pods:
+            for key in ("model", *FORMATS):
+                if key in pod.spec:
+                    yield (*pod.place, key), pod.spec[key]
+            for number, container in enumerate(pod.spec.get("containers") or []):
+                yield (*pod.place, "containers", number), container
 
     def transformers(self) -> Iterator[tuple[Pod, dict[str, Any], Place]]:
         """The containers that call a predictor: the transformer's first, or the one collocated."""
@@ -149,15 +183,13 @@ class Case:
     @property
     def speaks_v2_only(self) -> bool:
         """Whether the predictor is one that has no v1, as far as these files say."""
-        protocol, called = self.model.get("protocolVersion"), self.model.get("runtime")
+        protocol = self.model.get("protocolVersion")
         if protocol:
             return protocol in ("v2", "grpc-v2")
-        runtime = self.runtime(called) if called else None
-        listed = ((runtime or {}).get("spec") or {}).get("protocolVersions")
+        listed = self.runtime_of(self.model).get("protocolVersions")
         if listed:
             return "v1" not in listed
-        is_kserves = called in (None, "kserve-tritonserver")
-        return format_of(self.model) in (V2_FORMATS if is_kserves else ("triton", "tensorrt"))
+        return self.is_kserves_triton or format_of(self.model) in ("triton", "tensorrt")
 
 
 def namespace(document: Document) -> str:

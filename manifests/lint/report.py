@@ -94,12 +94,11 @@ def summary(faults: Sequence[Fault], objects: int, refused: int, kserve: str) ->
 
 
 def explained(rule: Rule) -> str:
-    where = " and ".join(rule.modes) if len(rule.modes) > 1 else rule.modes[0]
     example = "\n".join(f"    {line}".rstrip() for line in rule.whole_example.split("\n"))
     return (
         f"{rule.id} {rule.severity}: {rule.title}\n\n"
         f"{_wrapped('why', rule.why)}\n{_wrapped('mend', rule.mend)}\n"
-        f"holds   KServe {rule.versions}, {where}\nsource  {rule.source}\n\n"
+        f"holds   KServe {rule.versions}, {' and '.join(rule.modes)}\nsource  {rule.source}\n\n"
         f"{example}"
     )
 

@@ -33,8 +33,9 @@ class Rule:
     """A diff: lines with `-` are the fault, lines with `+` the mend. Without apiVersion it is below `spec`."""
     check: Check
     kinds: tuple[str, ...] = ("InferenceService",)
+    """`*` for every one."""
     modes: tuple[str, ...] = BOTH
-    """Where it is asked; a rule of one mode needs a document that says its mode."""
+    """Where it is asked; a rule of one mode needs a document that says its mode. The last is its example's."""
     since: str = ""
     until: str = ""
     """The last version that has the fault."""

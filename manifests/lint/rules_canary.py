@@ -6,6 +6,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
+from kservekit.manifests.schema import Place
 
 
 @rule(
@@ -24,10 +25,10 @@ from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
 """,
 )
 def percent_is_knatives(case: Case) -> Found:
-    for component in ("predictor", "transformer", "explainer"):
-        if "canaryTrafficPercent" in (case.spec.get(component) or {}):
+    for pod in case.pods:
+        if "canaryTrafficPercent" in pod.spec:
             yield (
-                ("spec", component, "canaryTrafficPercent"),
+                (*pod.place, "canaryTrafficPercent"),
                 "Standard mode ignores it: use spec.canary (KServe 0.20), or two InferenceServices and a route",
             )
 
@@ -136,10 +137,9 @@ def canary_is_split(case: Case) -> Found:
 """,
 )
 def canary_gets_its_storage(case: Case) -> Found:
-    for number, item in enumerate(canaries(case)):
-        if (item.get("predictor") or {}).get("storageUris"):
-            place = ("spec", "canary", number, "predictor", "storageUris")
-            yield place, "is not handed to the canary's pods: use model.storageUri"
+    for place, _, predictor in canaries(case):
+        if predictor.get("storageUris"):
+            yield (*place, "predictor", "storageUris"), "is not handed to the canary's pods: use model.storageUri"
 
 
 @rule(
@@ -205,6 +205,9 @@ def canary_has_a_gateway(case: Case) -> Found:
         yield ("spec", "canary"), "KServe's ConfigMap has enableGatewayApi off, and an Ingress splits nothing"
 
 
-def canaries(case: Case) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = case.spec.get("canary") or []
-    return found
+def canaries(case: Case) -> list[tuple[Place, dict[str, Any], dict[str, Any]]]:
+    """The place of each, what is written there, and its predictor."""
+    return [
+        (("spec", "canary", number), item, item.get("predictor") or {})
+        for number, item in enumerate(case.spec.get("canary") or [])
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kservekit.manifests.lint.case import CLASS, Case, environment
+from kservekit.manifests.lint.case import Case, environment
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.lint.rules_canary import canaries
 from kservekit.manifests.pods import model_of
@@ -32,12 +32,12 @@ _FORBIDDEN = ("workerSpec", "maxReplicas", "scaleTarget", "scaleMetric", "autoSc
 """,
 )
 def percentages_can_be(case: Case) -> Found:
-    shares = [item.get("trafficPercent", 0) for item in canaries(case)]
-    if sum(shares) > 100:
+    shares = {place: item.get("trafficPercent", 0) for place, item, _ in canaries(case)}
+    if sum(shares.values()) > 100:
         yield ("spec", "canary"), "asks for more than 100 percent in all"
-    for number, share in enumerate(shares):
+    for place, share in shares.items():
         if share < 0:
-            yield ("spec", "canary", number, "trafficPercent"), f"is {share}: expected 0 to 100"
+            yield (*place, "trafficPercent"), f"is {share}: expected 0 to 100"
 
 
 @rule(
@@ -61,7 +61,7 @@ def percentages_can_be(case: Case) -> Found:
 """,
 )
 def canaries_have_names(case: Case) -> Found:
-    names = [(item.get("predictor") or {}).get("name") for item in canaries(case)]
+    names = [predictor.get("name") for _, _, predictor in canaries(case)]
     if names and (None in names or len({*names, case.predictor.get("name")}) <= len(names)):
         yield ("spec", "canary"), "each predictor needs a name of its own, the stable one included"
 
@@ -90,10 +90,10 @@ def canaries_have_names(case: Case) -> Found:
 """,
 )
 def canaries_do_not_scale(case: Case) -> Found:
-    for number, item in enumerate(canaries(case)):
+    for place, _, predictor in canaries(case):
         for field in _FORBIDDEN:
-            if field in (item.get("predictor") or {}):
-                yield ("spec", "canary", number, "predictor", field), "KServe refuses it in a canary"
+            if field in predictor:
+                yield (*place, "predictor", field), "KServe refuses it in a canary"
 
 
 @rule(
@@ -121,11 +121,11 @@ def canaries_do_not_scale(case: Case) -> Found:
 )
 def canary_is_the_smaller(case: Case) -> Found:
     stable = case.predictor.get("minReplicas", 1)
-    for number, item in enumerate(canaries(case)):
-        wanted = (item.get("predictor") or {}).get("minReplicas", 0)
+    for place, _, predictor in canaries(case):
+        wanted = predictor.get("minReplicas", 0)
         if wanted > stable:
-            place = ("spec", "canary", number, "predictor", "minReplicas")
-            yield place, f"is {wanted}, above the stable predictor's {stable}: KServe refuses it"
+            what = f"is {wanted}, above the stable predictor's {stable}: KServe refuses it"
+            yield (*place, "predictor", "minReplicas"), what
 
 
 @rule(
@@ -187,10 +187,10 @@ def stable_has_a_model(case: Case) -> Found:
 """,
 )
 def dark_launch_has_a_pod(case: Case) -> Found:
-    for number, item in enumerate(canaries(case)):
-        is_dark = item.get("trafficPercent") == 0 and not (item.get("predictor") or {}).get("minReplicas")
-        if is_dark and case.annotations.get(CLASS) == "none":
-            yield ("spec", "canary", number), "is at 0 percent and gets no pod: give it minReplicas: 1"
+    for place, item, predictor in canaries(case):
+        is_dark = item.get("trafficPercent") == 0 and not predictor.get("minReplicas")
+        if is_dark and case.autoscaler == "none":
+            yield place, "is at 0 percent and gets no pod: give it minReplicas: 1"
 
 
 @rule(
@@ -215,8 +215,7 @@ def dark_launch_has_a_pod(case: Case) -> Found:
 )
 def canary_can_be_promoted(case: Case) -> Found:
     stable = case.model.get("storageUri")
-    for number, item in enumerate(canaries(case)):
-        predictor = item.get("predictor") or {}
+    for place, _, predictor in canaries(case):
         own = model_of(predictor)[1].get("storageUri", stable)
         if stable and own == stable and not predictor.get("storageUris"):
-            yield ("spec", "canary", number), "has the stable predictor's storageUri: it cannot be promoted by its name"
+            yield place, "has the stable predictor's storageUri: it cannot be promoted by its name"

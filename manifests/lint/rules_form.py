@@ -7,9 +7,7 @@ import difflib
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, NOTE, Found, rule
 from kservekit.manifests.pods import FORMATS, MODE, MODES
-from kservekit.manifests.schema import has_schema, kserve_versions, schema_faults
-
-ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "InferenceGraph", "*")
+from kservekit.manifests.schema import UNKNOWN_FIELD, has_schema, kserve_versions, schema_faults
 
 
 @rule(
@@ -21,7 +19,7 @@ ALL_KINDS = ("InferenceService", "ServingRuntime", "ClusterServingRuntime", "Inf
     "texts.",
     mend="Take the name that is offered, quote texts, or choose a KServe version that has the field.",
     source="the CRDs of KServe 0.18 to 0.21 and of its neighbours",
-    kinds=ALL_KINDS,
+    kinds=("*",),
     example="""
    predictor:
 -    canaryTraficPercent: 10
@@ -48,13 +46,12 @@ def fits_its_schema(case: Case) -> Found:
     if not has_schema(case.written):
         return
     found = schema_faults(case.written, case.kserve)
-    is_unknown = any("no field of its schema" in what or not place for place, what in found)
-    later = [version for version in kserve_versions() if version > case.kserve] if is_unknown else []
+    unknown = {place for place, what in found if what.startswith(UNKNOWN_FIELD) or not place}
+    later = [version for version in kserve_versions() if version > case.kserve] if unknown else []
     faults_later = {version: dict(schema_faults(case.written, version)) for version in later}
     for place, what in found:
         has = [version for version in later if place not in faults_later[version]]
-        is_dropped = "no field of its schema" in what or not place
-        yield place, f"{what} (KServe {has[0]} has it)" if has and is_dropped else what
+        yield place, f"{what} (KServe {has[0]} has it)" if has and place in unknown else what
 
 
 @rule(

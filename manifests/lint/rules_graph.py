@@ -64,7 +64,7 @@ def has_a_root(case: Case) -> Found:
 """),
 )
 def steps_have_a_target(case: Case) -> Found:
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         having = [key for key in TARGETS if step.get(key)]
         if len(having) != 1:
             yield place, f"goes to {' and '.join(having) or 'nothing'}: expected one of {', '.join(TARGETS)}"
@@ -88,7 +88,7 @@ def steps_have_a_target(case: Case) -> Found:
 """),
 )
 def weights_are_a_hundred(case: Case) -> Found:
-    for key, node in nodes(case):
+    for key, node in nodes(case).items():
         steps = node.get("steps") or []
         if node.get("routerType") == "Splitter" and steps:
             found = [step.get("weight") for step in steps]
@@ -119,8 +119,8 @@ def weights_are_a_hundred(case: Case) -> Found:
 """),
 )
 def nodes_are_there(case: Case) -> Found:
-    there = dict(nodes(case))
-    for _, _, place, step in steps(case):
+    there = nodes(case)
+    for _, place, step in steps(case):
         called = step.get("nodeName")
         if called and called not in there:
             close = difflib.get_close_matches(called, there, n=1)
@@ -148,7 +148,7 @@ def nodes_are_there(case: Case) -> Found:
 """),
 )
 def steps_have_names_of_their_own(case: Case) -> Found:
-    for key, node in nodes(case):
+    for key, node in nodes(case).items():
         seen: set[str] = set()
         for number, step in enumerate(node.get("steps") or []):
             if step.get("name") in seen:
@@ -185,7 +185,7 @@ def steps_have_names_of_their_own(case: Case) -> Found:
 )
 def services_are_there(case: Case) -> Found:
     services = [name(found) for found in case.around.of("InferenceService") if _same_space(case, namespace(found))]
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         called = step.get("serviceName")
         if called and called not in services:
             close = difflib.get_close_matches(called, services, n=1, cutoff=0.85)
@@ -193,14 +193,15 @@ def services_are_there(case: Case) -> Found:
                 yield (*place, "serviceName"), f"is {called!r}, which is not among these; did you mean {close[0]}?"
 
 
-def nodes(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from ((key, node) for key, node in (case.spec.get("nodes") or {}).items())
+def nodes(case: Case) -> dict[str, dict[str, Any]]:
+    return case.spec.get("nodes") or {}
 
 
-def steps(case: Case) -> Iterator[tuple[str, dict[str, Any], Place, dict[str, Any]]]:
-    for key, node in nodes(case):
+def steps(case: Case) -> Iterator[tuple[dict[str, Any], Place, dict[str, Any]]]:
+    """The node of each, its place, and what is written there."""
+    for key, node in nodes(case).items():
         for number, step in enumerate(node.get("steps") or []):
-            yield key, node, ("spec", "nodes", key, "steps", number), step
+            yield node, ("spec", "nodes", key, "steps", number), step
 
 
 def _reached(start: str, nodes: dict[str, dict[str, Any]]) -> set[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from typing import Any
 
 from kservekit.manifests.lint.case import Case, environment
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.pods import FORMATS, argument
-from kservekit.manifests.schema import Place
+from kservekit.manifests.schema import within
 
 PREFIX = "serving.kserve.io/"
 
@@ -98,7 +96,7 @@ def no_python_path(case: Case) -> Found:
     why="KFServing's group serving.kubeflow.org and v1alpha2 went with KServe 0.7; a cluster does not know the kind.",
     mend="apiVersion: serving.kserve.io/v1beta1, with predictor where default.predictor was.",
     source="KServe 0.7's migration from KFServing",
-    kinds=("InferenceService", "TrainedModel", "ServingRuntime", "*"),
+    kinds=("*",),
     example="""
 -apiVersion: serving.kubeflow.org/v1beta1
 +apiVersion: serving.kserve.io/v1beta1
@@ -141,8 +139,8 @@ def api_is_served(case: Case) -> Found:
 )
 def no_default_in_names(case: Case) -> Found:
     pattern = re.compile(r"[a-z0-9-]{0,63}-(?:predictor|transformer|explainer)-default\b")
-    for place, text in _texts(case.spec, ("spec",)):
-        if match := pattern.search(text):
+    for place, text in within(case.spec, ("spec",)):
+        if isinstance(text, str) and (match := pattern.search(text)):
             what = f"has {match.group()}: KServe 0.11 dropped -default from its Services' names"
             yield place, what
 
@@ -268,14 +266,3 @@ def tls_moves_the_port(case: Case) -> Found:
 )
 def no_trained_model(case: Case) -> Found:
     yield ("kind",), "KServe does not develop TrainedModel any more: put the models into one repository"
-
-
-def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(item, (*place, key))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _texts(item, (*place, number))

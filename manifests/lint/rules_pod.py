@@ -6,8 +6,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case, format_of
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.pods import FORMATS, gpus
-from kservekit.manifests.schema import Place
+from kservekit.manifests.pods import gpus
 
 REFUSED_BY_KNATIVE = {
     "terminationGracePeriodSeconds": "the component's timeout is the grace period there",
@@ -16,8 +15,6 @@ REFUSED_BY_KNATIVE = {
     "hostNetwork": "Knative has no such thing",
     "shareProcessNamespace": "Knative has no such thing",
 }
-
-_GPU = ("nvidia.com/", "amd.com/")
 
 
 @rule(
@@ -38,16 +35,15 @@ _GPU = ("nvidia.com/", "amd.com/")
 """,
 )
 def gpu_is_in_the_limits(case: Case) -> Found:
-    for place, part, is_model in parts(case):
-        resources = part.get("resources") or {}
-        asked = [key for key in resources.get("requests") or {} if key.startswith(_GPU)]
+    for place, part in case.parts():
+        asked = [*gpus(part, "requests")]
         if asked and not gpus(part):
             yield (
                 (*place, "resources"),
                 f"has no limit nvidia.com/gpu, and {asked[0]} in its requests: put it into limits",
             )
             continue
-        wants = "-gpu" in str(part.get("image", "")) or (is_model and format_of(case.model) == "tensorrt")
+        wants = "-gpu" in str(part.get("image", "")) or format_of(part) == "tensorrt"
         wants = wants or (part.get("runtimeVersion") or "").endswith("-gpu")
         if wants and not gpus(part) and not _limit_of_the_runtime(case, part):
             what = "needs a GPU and has no limit nvidia.com/gpu: add the component gpu, gpu-mig or gpu-time-slicing"
@@ -191,20 +187,5 @@ def shared_memory_is_shared(case: Case) -> Found:
             yield pod.place_of(lacking), f"has no volume at /dev/shm, and {having[0]['name']} has one: both, or neither"
 
 
-def parts(case: Case) -> list[tuple[Place, dict[str, Any], bool]]:
-    """The containers and models as they are written, and whether it is the model."""
-    found: list[tuple[Place, dict[str, Any], bool]] = []
-    for component in ("predictor", "transformer", "explainer"):
-        spec = case.spec.get(component) or {}
-        for key in ("model", *FORMATS):
-            if isinstance(spec.get(key), dict):
-                found.append((("spec", component, key), spec[key], component == "predictor"))
-        for number, container in enumerate(spec.get("containers") or []):
-            found.append((("spec", component, "containers", number), container, False))
-    return found
-
-
 def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:
-    runtime = case.runtime(str(part.get("runtime"))) if part.get("runtime") else None
-    containers = ((runtime or {}).get("spec") or {}).get("containers") or []
-    return any(gpus(container) for container in containers if isinstance(container, dict))
+    return any(gpus(container) for container in case.runtime_of(part).get("containers") or [])

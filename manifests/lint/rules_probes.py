@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kservekit.manifests.lint.case import V2_FORMATS, Case, format_of
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.lint.rules_ports import listens, says_http2
 from kservekit.manifests.pods import argument, is_ours
-from kservekit.manifests.schema import Place
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
@@ -162,18 +159,10 @@ def second_containers_have_no_probes(case: Case) -> Found:
 """,
 )
 def liveness_asks_the_process(case: Case) -> Found:
-    for component in ("predictor", "transformer", "explainer"):
-        spec = case.spec.get(component) or {}
-        parts: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [
-            (("spec", component, key), spec[key])
-            for key in ("model", "triton", "onnx")
-            if isinstance(spec.get(key), dict)
-        ]
-        parts += [(("spec", component, "containers", n), item) for n, item in enumerate(spec.get("containers") or [])]
-        for place, part in parts:
-            path = str(((part.get("livenessProbe") or {}).get("httpGet") or {}).get("path", ""))
-            if path.endswith("/ready"):
-                yield (*place, "livenessProbe"), f"asks {path}, and kills the pod while a model loads: /v2/health/live"
+    for place, part in case.parts():
+        path = str(((part.get("livenessProbe") or {}).get("httpGet") or {}).get("path", ""))
+        if path.endswith("/ready"):
+            yield (*place, "livenessProbe"), f"asks {path}, and kills the pod while a model loads: /v2/health/live"
 
 
 @rule(
@@ -195,17 +184,9 @@ def liveness_asks_the_process(case: Case) -> Found:
 """,
 )
 def start_is_within_the_deadline(case: Case) -> Found:
-    for pod in case.pods:
-        key, model = next(
-            ((k, pod.spec[k]) for k in ("model", "triton") if isinstance(pod.spec.get(k), dict)), ("", {})
-        )
-        parts: list[tuple[Place, dict[str, Any]]] = [((*pod.place, key), model)] if key else []
-        parts += [((*pod.place, "containers", n), item) for n, item in enumerate(pod.spec.get("containers") or [])]
-        for place, part in parts:
-            probe = part.get("startupProbe") or {}
-            waits = probe.get("initialDelaySeconds", 0) + probe.get("periodSeconds", 10) * probe.get(
-                "failureThreshold", 3
-            )
-            if waits > 600:
-                what = f"waits up to {waits} s, and KServe's Deployment has failed after 600"
-                yield (*place, "startupProbe"), what
+    for place, part in case.parts():
+        probe = part.get("startupProbe") or {}
+        tries = probe.get("failureThreshold", 3)
+        waits = probe.get("initialDelaySeconds", 0) + probe.get("periodSeconds", 10) * tries
+        if waits > 600:
+            yield (*place, "startupProbe"), f"waits up to {waits} s, and KServe's Deployment has failed after 600"

@@ -7,6 +7,8 @@ import re
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import WARNING, Found, rule
 from kservekit.manifests.lint.rules_graph import GRAPH, example, steps
+from kservekit.manifests.lint.rules_ports import says_http2
+from kservekit.manifests.pods import model_of
 
 
 @rule(
@@ -28,7 +30,7 @@ from kservekit.manifests.lint.rules_graph import GRAPH, example, steps
 """),
 )
 def switches_have_conditions(case: Case) -> Found:
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         if node.get("routerType") == "Switch" and not step.get("condition"):
             yield place, 'has no condition, so it is never taken: "@this" matches every request'
 
@@ -57,7 +59,7 @@ def fields_are_read(case: Case) -> Found:
         "Splitter": ("condition", "data"),
         "Ensemble": ("weight", "condition", "data"),
     }
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         for field in ignored.get(str(node.get("routerType")), ()):
             if field in step:
                 yield (*place, field), f"is ignored: {node['routerType']} does not look at it"
@@ -81,7 +83,7 @@ def fields_are_read(case: Case) -> Found:
 """),
 )
 def data_is_known(case: Case) -> Found:
-    for _, node, place, step in steps(case):
+    for node, place, step in steps(case):
         if node.get("routerType") == "Sequence" and step.get("data") not in (None, "", "$request", "$response"):
             yield (*place, "data"), f"is {str(step['data'])[:40]!r}: expected $request or $response"
 
@@ -118,13 +120,13 @@ def data_is_known(case: Case) -> Found:
 """,
 )
 def steps_speak_rest(case: Case) -> Found:
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         service = case.around.get("InferenceService", str(step.get("serviceName")), case.namespace)
         spec = (service or {}).get("spec") or {}
         entrance = spec.get("transformer") or spec.get("predictor") or {}
-        parts = [entrance.get(key) or {} for key in ("model", "triton")] + (entrance.get("containers") or [])[:1]
-        ports = [port for part in parts if isinstance(part, dict) for port in part.get("ports") or []]
-        if ports and all("h2c" in str(port.get("name")) or "grpc" in str(port.get("name")) for port in ports):
+        parts = [model_of(entrance)[1], *(entrance.get("containers") or [])[:1]]
+        ports = [port for part in parts for port in part.get("ports") or []]
+        if ports and all(map(says_http2, ports)):
             yield place, f"goes to {step['serviceName']!r}, which has gRPC alone: the router posts JSON"
 
 
@@ -183,6 +185,6 @@ def header_patterns_compile(case: Case) -> Found:
 """),
 )
 def conditions_are_gjson(case: Case) -> Found:
-    for _, _, place, step in steps(case):
+    for _, place, step in steps(case):
         if str(step.get("condition", "")).lstrip().startswith("{"):
             yield (*place, "condition"), "is JSONPath or a template, not GJSON: in braces it is always true"

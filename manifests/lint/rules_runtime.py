@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kservekit.manifests.lint.case import V2_FORMATS, Case, environment, format_of, namespace
+from kservekit.manifests.lint.case import KSERVES_TRITON, Case, environment, format_of, namespace
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Found, rule
 from kservekit.manifests.pods import Document, argument, model_of, name
 
@@ -35,12 +35,12 @@ RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
 def version_has_a_runtime(case: Case) -> Found:
     key, model = model_of(case.predictor)
     called, version = format_of(model), (model.get("modelFormat") or {}).get("version")
-    is_kserves = model.get("runtime", "kserve-tritonserver") == "kserve-tritonserver"
+    is_kserves = model.get("runtime", KSERVES_TRITON) == KSERVES_TRITON
     if not version or not is_kserves or called not in TRITON_VERSIONS or version in TRITON_VERSIONS[called]:
         return
     if called in ("tensorflow", "pytorch") and not model.get("runtime"):
         return  # others serve these, too
-    if not any(_supports(runtime, model) for kind in RUNTIMES for runtime in case.around.of(kind)):
+    if not _has_a_runtime(case, model):
         known = " or ".join(TRITON_VERSIONS[called])
         what = f"is {version}: KServe's Triton has {called} {known}, and these files have no runtime"
         yield ("spec", "predictor", key, "modelFormat", "version"), what
@@ -145,10 +145,8 @@ def triton_loads_something(case: Case) -> Found:
 )
 def triton_has_a_version(case: Case) -> Found:
     key, model = model_of(case.predictor)
-    is_default = model.get("runtime", "kserve-tritonserver") == "kserve-tritonserver"
     says_none = not model.get("runtimeVersion") and not model.get("image")
-    own = any(_supports(runtime, model) for kind in RUNTIMES for runtime in case.around.of(kind))
-    if is_default and says_none and format_of(model) in V2_FORMATS and not own:
+    if case.is_kserves_triton and says_none and not _has_a_runtime(case, model):
         yield ("spec", "predictor", key), "says no runtimeVersion: KServe takes Triton 23.05"
 
 
@@ -173,7 +171,7 @@ def triton_has_a_version(case: Case) -> Found:
 def tensorflow_is_in_triton(case: Case) -> Found:
     key, model = model_of(case.predictor)
     found = re.match(r"(\d\d)\.(\d\d)", str(model.get("runtimeVersion", "")))
-    is_triton = model.get("runtime") == "kserve-tritonserver"
+    is_triton = model.get("runtime") == KSERVES_TRITON
     if is_triton and format_of(model) == "tensorflow" and found and (int(found[1]), int(found[2])) > (25, 2):
         what = f"is {model['runtimeVersion']}, and 25.02 was the last Triton with TensorFlow"
         yield ("spec", "predictor", key, "runtimeVersion"), what
@@ -255,11 +253,15 @@ def runtime_has_no_python_path(case: Case) -> Found:
             yield ("spec", "containers", number, "env"), "KServe refuses PYTHONPATH since 0.18: set it in the image"
 
 
+def _has_a_runtime(case: Case, model: dict[str, Any]) -> bool:
+    """Whether one of these files' runtimes supports it."""
+    return any(_supports(runtime, model) for kind in RUNTIMES for runtime in case.around.of(kind))
+
+
 def _supports(runtime: Document, model: dict[str, Any]) -> bool:
     """Whether a runtime lists the format, in its version where the model says one."""
     version = (model.get("modelFormat") or {}).get("version")
     return any(
         item.get("name") == format_of(model) and (not version or item.get("version") in (None, version))
         for item in (runtime.get("spec") or {}).get("supportedModelFormats") or []
-        if isinstance(item, dict)
     )

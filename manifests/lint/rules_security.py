@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.lint.rules_pod import parts
 
 _SPACE = "pod-security.kubernetes.io/enforce"
 
@@ -27,7 +28,7 @@ _SPACE = "pod-security.kubernetes.io/enforce"
 """,
 )
 def power_is_small(case: Case) -> Found:
-    for place, part, _ in parts(case):
+    for place, part in case.parts():
         context = part.get("securityContext") or {}
         if context.get("privileged"):
             yield (*place, "securityContext"), "is privileged: a model server needs no such power"
@@ -86,15 +87,19 @@ def namespace_takes_it(case: Case) -> Found:
     if labels.get(_SPACE) != "restricted":
         return
     for pod, container, place in case.containers():
-        own, pods = container.get("securityContext") or {}, pod.spec.get("securityContext") or {}
-        profile = own.get("seccompProfile") or pods.get("seccompProfile") or {}
-        wanted = {
-            "runAsNonRoot": own.get("runAsNonRoot", pods.get("runAsNonRoot")) is True,
-            "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is False,
-            "capabilities.drop: [ALL]": "ALL" in ((own.get("capabilities") or {}).get("drop") or []),
-            "seccompProfile": profile.get("type") in ("RuntimeDefault", "Localhost"),
-        }
-        missing = [key for key, there in wanted.items() if not there]
+        missing = short_of_restricted(container.get("securityContext") or {}, pod.spec.get("securityContext") or {})
         if missing and not case.is_in_part(container):
             what = f"its securityContext lacks {', '.join(missing)}, and the namespace {case.namespace} is restricted"
             yield place, what
+
+
+def short_of_restricted(own: dict[str, Any], pods: dict[str, Any]) -> list[str]:
+    """What the restricted profile wants, and a container does not say in its securityContext, nor its pod for it."""
+    profile = own.get("seccompProfile") or pods.get("seccompProfile") or {}
+    wanted = {
+        "runAsNonRoot": own.get("runAsNonRoot", pods.get("runAsNonRoot")) is True,
+        "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is False,
+        "capabilities.drop: [ALL]": "ALL" in ((own.get("capabilities") or {}).get("drop") or []),
+        "seccompProfile": profile.get("type") in ("RuntimeDefault", "Localhost"),
+    }
+    return [key for key, there in wanted.items() if not there]

@@ -6,6 +6,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
+from kservekit.manifests.lint.rules_ports import says_http2
 from kservekit.manifests.pods import model_of
 
 
@@ -61,7 +62,7 @@ def logger_reads_http(case: Case) -> Found:
         for sidecar in ("logger", "batcher"):
             parts = [model_of(pod.spec)[1], *(pod.spec.get("containers") or [])]
             first: dict[str, Any] = next((part["ports"][0] for part in parts if part.get("ports")), {})
-            if sidecar in pod.spec and any(word in str(first.get("name", "")) for word in ("h2c", "grpc")):
+            if sidecar in pod.spec and says_http2(first):
                 yield (*pod.place, sidecar), f"reads HTTP/1.1, and the first port, {first['name']}, speaks gRPC"
 
 

@@ -201,7 +201,7 @@ def nodes_share_storage(case: Case) -> Found:
         key, model = model_of(case.predictor)
         if not str(model.get("storageUri", "")).startswith(("pvc://", "oci://")):
             yield ("spec", "predictor", *filter(None, [key])), "has workerSpec, which needs a storageUri of pvc or oci"
-        if case.annotations.get(CLASS) != "none":
+        if case.autoscaler != "none":
             yield ("spec", "predictor", "workerSpec"), f"needs {CLASS}: none"
 
 
@@ -221,6 +221,5 @@ def _uris(case: Case) -> list[tuple[Place, str]]:
 
 
 def _image(case: Case, model: dict[str, Any]) -> str:
-    runtime = case.runtime(model["runtime"]) if model.get("runtime") else None
-    containers = ((runtime or {}).get("spec") or {}).get("containers") or [{}]
+    containers = case.runtime_of(model).get("containers") or [{}]
     return str(model.get("image") or containers[0].get("image", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kservekit.manifests.lint.case import V2_FORMATS, Case, environment, flag_place, format_of
+from kservekit.manifests.lint.case import Case, environment, flag_place
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
 from kservekit.manifests.pods import argument, is_ours
 
@@ -102,11 +102,9 @@ def host_is_in_the_own_namespace(case: Case) -> Found:
 """,
 )
 def grpc_has_a_port(case: Case) -> Found:
-    model = case.model
     for pod, container, place in case.transformers():
         is_separate = pod.component == "transformer" and argument(container, "--predictor_protocol") == "grpc-v2"
-        is_default = model and model.get("runtime", "kserve-tritonserver") == "kserve-tritonserver"
-        if is_separate and is_default and format_of(model) in V2_FORMATS and not model.get("ports"):
+        if is_separate and case.is_kserves_triton and not case.model.get("ports"):
             what = "speaks gRPC, and KServe's Triton declares no port for it: give the model the port 9000, named h2c"
             yield flag_place(container, place, "--predictor_protocol"), what
 

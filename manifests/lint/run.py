@@ -48,7 +48,6 @@ def without_ignored(faults: Sequence[Fault], texts: dict[str, str]) -> list[Faul
     ignored = {
         (source, number): {*re.split(r"[\s,]+", match.group(1))}
         for source, text in texts.items()
-        if "kservekit: ignore" in text.replace("kservekit:ignore", "kservekit: ignore")
         for number, line in enumerate(text.split("\n"), 1)
         if (match := _IGNORED.search(line))
     }
@@ -70,7 +69,12 @@ def check_rules(documents: Sequence[Document], kserve: str) -> list[Finding]:
 
 def _found(documents: Sequence[Document], kserve: str, default_mode: str) -> Iterator[tuple[int, Rule, Place, str]]:
     cases = [case_of(document, kserve, default_mode) for document in documents]
-    around = Around(case.document for case in cases if has_schema(case.written) or not _is_kserves(case.written))
+    # Of another API's InferenceService nothing is known that a rule could rely on.
+    around = Around(
+        case.document
+        for case in cases
+        if has_schema(case.written) or case.written.get("kind") in ("ConfigMap", "Namespace")
+    )
     for number, case in enumerate(cases):
         case.around = around
         # One of an API that nobody serves any more has no types that a rule could rely on.
@@ -79,10 +83,6 @@ def _found(documents: Sequence[Document], kserve: str, default_mode: str) -> Ite
         for rule in RULES.values():
             if rule.holds_for(kind, in_mode, kserve):
                 yield from ((number, rule, place, what) for place, what in rule.check(case))
-
-
-def _is_kserves(document: Document) -> bool:
-    return str(document.get("apiVersion")).startswith(("serving.kserve.io/", "serving.kubeflow.org/"))
 
 
 def _where(document: Document, place: Place) -> str:
