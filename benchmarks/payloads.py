@@ -52,10 +52,7 @@ class Payload:
     def rest(self, *, binary: bool) -> tuple[bytes, dict[str, str]]:
         """The body and headers of a POST to /v2/models/{name}/infer, as our own client sends them."""
         parts, json_length = rest_v2.encode_request(self.request, binary=binary, binary_answer=binary)
-        if json_length is None:
-            return b"".join(parts), {"content-type": "application/json"}
-        headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}
-        return b"".join(parts), headers
+        return b"".join(parts), rest_v2.headers(json_length)
 
     def grpc(self) -> bytes:
         """A ModelInferRequest with raw contents, with gRPC's five bytes before it."""

@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 880, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 92, 28, 30
+LABEL_HEIGHT = 14.0
 
 Points = Sequence[tuple[float, float]]
 
@@ -128,10 +129,10 @@ def _pieces(points: Points) -> list[list[tuple[float, float]]]:
     return [piece for piece in found if piece]
 
 
-def _apart(labels: list[tuple[float, str, str]], least: float = 14.0) -> list[tuple[float, str, str]]:
+def _apart(labels: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
     """Names at the ends of lines, moved so that none covers another."""
     placed: list[tuple[float, str, str]] = []
     for at, name, style in sorted(labels):
-        placed.append((max(at, placed[-1][0] + least) if placed else at, name, style))
+        placed.append((max(at, placed[-1][0] + LABEL_HEIGHT) if placed else at, name, style))
     over = placed[-1][0] - (HEIGHT - BOTTOM) if placed else 0.0
     return [(at - max(0.0, over), name, style) for at, name, style in placed]

@@ -103,7 +103,7 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
     progress = None if given.quiet else say
     try:
         if given.find_limit:
-            return _limit(options, generator, wire, payloads, given, put, progress)
+            return _limit(options, wire, payloads, given, put, progress)
         triton = TritonStatistics(options.triton, options.target.model) if options.triton else None
         load = options.load() if options.open_loop else Closed(options.users, options.duration_s, options.think_s)
         try:
@@ -128,14 +128,13 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
 
 def _limit(
     options: flags.Options,
-    generator: Any,
     wire: Any,
     payloads: Any,
     given: argparse.Namespace,
     put: Put,
     say: Put | None,
 ) -> int:
-    from kservekit.loadtest import limit, table
+    from kservekit.loadtest import generator, limit, table
     from kservekit.loadtest import run as runs
 
     try:

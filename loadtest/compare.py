@@ -50,7 +50,7 @@ _MEASURES: tuple[tuple[str, bool], ...] = (("p50_ms", True), ("p90_ms", True), (
 """Whether a difference is relative."""
 
 
-def compare(before: Side, after: Side, *, seed: int = 0, confidence: float = CONFIDENCE) -> Comparison:
+def compare(before: Side, after: Side, *, seed: int = 0) -> Comparison:
     """Of `after` against `before`. Worse in anything is worse. CannotStart where the runs are too short."""
     draw = np.random.default_rng(seed)
     sides = [[_blocks(run) for run in side] for side in (before, after)]
@@ -61,7 +61,7 @@ def compare(before: Side, after: Side, *, seed: int = 0, confidence: float = CON
             raise CannotStart(f"{name} has {count} whole blocks of {BLOCK_S} s: expected {least_s} s or more")
     whole = [_measures(np.concatenate(side).sum(axis=0)) for side in sides]
     drawn = [np.array([_measures(_again(side, draw)) for _ in range(DRAWS)]) for side in sides]
-    beyond = (1 - confidence) / len(_MEASURES) / 2
+    beyond = (1 - CONFIDENCE) / len(_MEASURES) / 2
     differences = []
     for at, (name, relative) in enumerate(_MEASURES):
         old, new = drawn[0][:, at], drawn[1][:, at]

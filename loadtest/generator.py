@@ -16,7 +16,7 @@ from kservekit.loadtest import payload, table, users
 from kservekit.loadtest.limit import Trial, is_stable
 from kservekit.loadtest.options import Options
 from kservekit.loadtest.payload import Payload
-from kservekit.loadtest.run import Run, Second, percentile_of
+from kservekit.loadtest.run import Run, percentile_of, together
 from kservekit.loadtest.schedule import asked_in
 from kservekit.loadtest.session import Closed, Session, Wire
 from kservekit.loadtest.shapes import Load
@@ -100,12 +100,8 @@ def _trial(rate: float, run: Run, verdict: Verdict) -> Trial:
         return Trial(rate, False, verdict.reason, own_fault=verdict.outcome != "fail")
     seconds = run.seconds()
     size = max(1, len(seconds) // QUARTERS)
-    medians = []
-    for begin in range(0, size * QUARTERS, size):
-        whole = Second()
-        for second in seconds[begin : begin + size]:
-            whole.add(second)
-        medians.append(percentile_of(whole.bins, 50) * 1000)
+    quarters = [together(seconds[begin : begin + size]) for begin in range(0, size * QUARTERS, size)]
+    medians = [percentile_of(quarter.bins, 50) * 1000 for quarter in quarters]
     if not is_stable(medians):
         listed = ", ".join(f"{median:.2f}" for median in medians)
         return Trial(rate, False, f"not stable: medians of its quarters {listed} ms")

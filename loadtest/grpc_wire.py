@@ -16,13 +16,9 @@ from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.recorder import TIMED_OUT, Outcome
-from kservekit.loadtest.target import CannotTest, Target
-from kservekit.oip.triton_messages import messages
+from kservekit.loadtest.target import REVISION, CannotTest, Target
+from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
-
-REVISION = "kservekit-revision"
-SERVICE = "/inference.GRPCInferenceService"
-PROBE_TIMEOUT_S = 10.0
 
 CHANNELS = 4
 """A server grants a connection some 100 streams at once, and a proxy balances connections."""
@@ -31,12 +27,12 @@ CHANNELS = 4
 class GrpcWire:
     """One for all requests of a process."""
 
-    def __init__(self, target: Target, *, channels: int = CHANNELS) -> None:
+    def __init__(self, target: Target) -> None:
         grpc_gevent.init_gevent()
         self.target = target
         self._metadata = tuple((name.lower(), value) for name, value in target.headers.items())
-        self._channels = [self._channel(index) for index in range(channels)]
-        self._infer = [channel.unary_unary(f"{SERVICE}/ModelInfer") for channel in self._channels]
+        self._channels = [self._channel() for _ in range(CHANNELS)]
+        self._infer = [channel.unary_unary("/inference.GRPCInferenceService/ModelInfer") for channel in self._channels]
         self._next = 0
 
     def prepare(self, payload: Payload) -> bytes:
@@ -64,10 +60,9 @@ class GrpcWire:
         """What the model takes; CannotTest where it is not there or not ready."""
         target = self.target
         try:
-            ready = self._ask("ModelReady", messages.ModelReadyRequest, messages.ModelReadyResponse).ready
-            if not ready:
+            if not self._ask("ModelReady").ready:
                 raise CannotTest(f"model {target.model!r} at {target.url} is not ready")
-            reply = self._ask("ModelMetadata", messages.ModelMetadataRequest, messages.ModelMetadataResponse)
+            reply = self._ask("ModelMetadata")
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code is grpc.StatusCode.NOT_FOUND or "unknown model" in details:
@@ -82,15 +77,12 @@ class GrpcWire:
         for channel in self._channels:
             channel.close()
 
-    def _ask(self, method: str, kind: Any, answer: Any) -> Any:
-        call = self._channels[0].unary_unary(
-            f"{SERVICE}/{method}", request_serializer=kind.SerializeToString, response_deserializer=answer.FromString
-        )
-        asked = kind(name=self.target.model, version=self.target.version)
-        timeout_s = min(self.target.timeout_s, PROBE_TIMEOUT_S)
-        return call(asked, timeout=timeout_s, metadata=self._metadata)
+    def _ask(self, method: str) -> Any:
+        asked = getattr(messages, f"{method}Request")(name=self.target.model, version=self.target.version)
+        call = getattr(stubs.GRPCInferenceServiceStub(self._channels[0]), method)
+        return call(asked, timeout=self.target.probe_timeout_s, metadata=self._metadata)
 
-    def _channel(self, index: int) -> Any:
+    def _channel(self) -> Any:
         host, port = self.target.address
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", -1),

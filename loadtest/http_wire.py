@@ -17,19 +17,16 @@ from gevent import socket as gevent_socket
 from gevent import ssl as gevent_ssl
 from geventhttpclient.response import HTTPParseError, HTTPSocketResponse
 
-from kservekit.codec.json_values import loads
+from kservekit.codec import rest_v2
 from kservekit.errors import InvalidInput
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.recorder import TIMED_OUT, Outcome
-from kservekit.loadtest.target import CannotTest, Target
-from kservekit.tensors import ModelSpec, TensorSpec
+from kservekit.loadtest.target import REVISION, CannotTest, Target
+from kservekit.tensors import ModelSpec
 
-REVISION = "kservekit-revision"
 BLOCK = 1 << 16
 IDLE_S = 2.0
 """A connection that rested longer may have been closed by the server: look before it is used."""
-
-PROBE_TIMEOUT_S = 10.0
 
 
 class _Kept(HTTPSocketResponse):
@@ -81,10 +78,10 @@ class HttpWire:
     def get(self, path: str) -> tuple[int, bytes]:
         """CannotTest where nothing answers."""
         try:
-            with gevent.Timeout(min(self.target.timeout_s, PROBE_TIMEOUT_S)):
+            with gevent.Timeout(self.target.probe_timeout_s):
                 response = self._exchange(self._request("GET", path, {}, b""), _Kept)
         except gevent.Timeout:
-            raise CannotTest(f"{self.target.url} does not answer within {PROBE_TIMEOUT_S:g} s") from None
+            raise CannotTest(f"{self.target.url} does not answer within {self.target.probe_timeout_s:g} s") from None
         except (OSError, HTTPParseError) as error:
             raise CannotTest(f"{self.target.url} does not answer: {network_error(error)}{_advice(error)}") from None
         return response.status_code, response.body
@@ -99,7 +96,10 @@ class HttpWire:
         if status != 200:
             raise CannotTest(f"model {target.model!r} at {target.url} is not ready: HTTP {status} from {path}")
         status, body = self.get(target.model_path)
-        return _spec(body) if status == 200 else ModelSpec()
+        try:
+            return rest_v2.decode_metadata(body) if status == 200 else ModelSpec()
+        except InvalidInput:
+            return ModelSpec()
 
     def close(self) -> None:
         while self._free:
@@ -197,15 +197,3 @@ def _is_quiet(connection: socket.socket) -> bool:
     finally:
         connection.settimeout(None)
     return False
-
-
-def _spec(body: bytes) -> ModelSpec:
-    try:
-        found = loads(body)
-        specs = [
-            tuple(TensorSpec(one["name"], one["datatype"], tuple(one["shape"])) for one in found.get(key) or ())
-            for key in ("inputs", "outputs")
-        ]
-    except (InvalidInput, ValueError, KeyError, TypeError, AttributeError):
-        return ModelSpec()
-    return ModelSpec(specs[0], specs[1])

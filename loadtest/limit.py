@@ -44,7 +44,7 @@ def is_stable(medians_ms: Sequence[float]) -> bool:
     return not all(new > max(old * (1 + GROWTH), old + GROWTH_MS) for old, new in itertools.pairwise(last))
 
 
-def search(trial: Callable[[float], Trial], start: float, *, most: float, precision: float = PRECISION) -> Limit:
+def search(trial: Callable[[float], Trial], start: float, *, most: float) -> Limit:
     """A rate that breaks is tried once more, so that a single bad moment is not taken for the limit."""
     trials: list[Trial] = []
 
@@ -70,7 +70,7 @@ def search(trial: Callable[[float], Trial], start: float, *, most: float, precis
             rate = broke / 2
             if rate < start / 64:
                 break
-        elif broke <= held * (1 + precision):
+        elif broke <= held * (1 + PRECISION):
             break
         else:
             rate = (held + broke) / 2

@@ -65,6 +65,7 @@ def _begin(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return  # its workers send
     KServeUser.session, KServeUser.is_dispatched = None, False
+    environment.process_exit_code = command.NO_VERDICT  # locust may stop before there is more to say
     given: Any = options.from_locusts_page(environment.parsed_options)  # type: ignore[arg-type]
     runner: Any = environment.runner
     try:

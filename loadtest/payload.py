@@ -22,7 +22,7 @@ DISTINCT = 8
 UNKNOWN = 16
 """Elements where a model takes any number; of the first dimension, one."""
 
-JSON = {"content-type": "application/json"}
+JSON = rest_v2.headers(None)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Payload:
     headers: Mapping[str, str]
 
 
-def generated(spec: ModelSpec, target: Target, *, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> list[Payload]:
+def generated(spec: ModelSpec, target: Target, *, shapes: Mapping[str, Sequence[int]]) -> list[Payload]:
     """CannotStart where the model declares no inputs, or `shapes` has one that it does not take."""
     if not spec.inputs:
         raise CannotStart(f"model {target.model!r} does not say what it takes: give payloads as files (--payload FILE)")
@@ -42,7 +42,7 @@ def generated(spec: ModelSpec, target: Target, *, shapes: Mapping[str, Sequence[
     for name in shapes:
         if name not in names:
             raise CannotStart(f"--input {name!r} is none of the model's; {meant(name, names)}")
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     found = []
     for _ in range(DISTINCT):
         tensors = {}
@@ -107,10 +107,7 @@ def _encoded(name: str, tensors: Tensors, target: Target) -> Payload:
         return Payload(name, rest_v1.encode_request(tensors), JSON)
     binary = target.wire == "v2-binary"
     parts, json_length = rest_v2.encode_request(request, binary=binary, binary_answer=binary)
-    headers = JSON
-    if json_length is not None:
-        headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}
-    return Payload(name, b"".join(parts), headers)
+    return Payload(name, b"".join(parts), rest_v2.headers(json_length))
 
 
 def _shape(one: TensorSpec, asked: Sequence[int] | None) -> tuple[int, ...]:

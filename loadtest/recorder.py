@@ -10,7 +10,7 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from kservekit.loadtest.run import Part, Second, bin_of
+from kservekit.loadtest.run import Part, Second, bin_of, together
 
 PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 
@@ -112,7 +112,6 @@ class Recorder:
             if latency_s <= self._good_s:
                 self.good += 1
                 tally.good += 1
-                second.good += 1
         us = _us(latency_s)
         tally.latency[us] = tally.latency.get(us, 0) + 1
         us = _us(end_s - sent_s)
@@ -126,11 +125,7 @@ class Recorder:
 
     def last_bins(self) -> dict[int, int]:
         """Of the last two slots with an answer in them, for whoever watches."""
-        whole = Second()
-        for series in self._series.values():
-            for slot in sorted(series)[-2:]:
-                whole.add(series[slot])
-        return whole.bins
+        return together(series[slot] for series in self._series.values() for slot in sorted(series)[-2:]).bins
 
     def parts(self) -> list[Part]:
         return [_part(*key, [tally]) for key, tally in sorted(self._tallies.items())]

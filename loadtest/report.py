@@ -8,7 +8,7 @@ from html import escape
 
 from kservekit.loadtest import chart, page, table
 from kservekit.loadtest.chart import Bound, Line
-from kservekit.loadtest.run import Part, Run, percentile_of
+from kservekit.loadtest.run import Part, Run, percentile_of, together
 from kservekit.loadtest.verdict import Objective, Verdict
 
 MOST_POINTS = 240
@@ -83,13 +83,10 @@ def _over_time(run: Run, objectives: Iterable[Objective]) -> str:
     group = max(1, math.ceil(len(seconds) / MOST_POINTS))
     drawn: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": [], "max": []}
     for begin in range(0, len(seconds), group):
-        bins: dict[int, int] = {}
-        for second in seconds[begin : begin + group]:
-            for index, count in second.bins.items():
-                bins[index] = bins.get(index, 0) + count
+        bins = together(seconds[begin : begin + group]).bins
         at = (begin + group / 2) * run.width_s
         for name, percent in (("p50", 50), ("p99", 99), ("max", 100)):
-            drawn[name].append((at, percentile_of(bins, percent) * 1000 if bins else math.nan))
+            drawn[name].append((at, percentile_of(bins, percent) * 1000))
     styles = {"max": "orange", "p99": "violet", "p50": "blue"}
     return chart.lines(
         [Line(name, drawn[name], style) for name, style in styles.items()],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,21 @@ class Second:
 
     answers: int = 0
     errors: int = 0
-    good: int = 0
     bins: dict[int, int] = field(default_factory=dict)
     """How many latencies lie in which bin, counted from the intended start."""
 
     def add(self, other: Second) -> None:
         self.answers += other.answers
         self.errors += other.errors
-        self.good += other.good
         for index, count in other.bins.items():
             self.bins[index] = self.bins.get(index, 0) + count
+
+
+def together(seconds: Iterable[Second]) -> Second:
+    whole = Second()
+    for second in seconds:
+        whole.add(second)
+    return whole
 
 
 @dataclass
@@ -115,19 +121,11 @@ class Run:
 
     def seconds(self) -> list[Second]:
         """The series of all revisions together."""
-        length = max(map(len, self.series.values()), default=0)
-        whole = [Second() for _ in range(length)]
-        for series in self.series.values():
-            for one, other in zip(whole, series, strict=False):
-                one.add(other)
-        return whole
-
-    def as_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        return [together(seconds) for seconds in zip(*self.series.values(), strict=True)]
 
 
 def save(run: Run, file: Path) -> None:
-    write(file, run.as_json())
+    write(file, json.dumps(dataclasses.asdict(run), indent=1, allow_nan=False))
 
 
 def write(file: Path, text: str) -> None:

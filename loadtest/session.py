@@ -19,6 +19,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from gevent.pool import Group
 
+from kservekit.cpus import usable_cpus
 from kservekit.loadtest.pace import LoopClock
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.recorder import Outcome, Recorder
@@ -27,7 +28,6 @@ from kservekit.loadtest.shapes import Load
 from kservekit.loadtest.target import Target
 from kservekit.tensors import ModelSpec
 
-MAX_IN_FLIGHT = 1000
 TURNS_AT_LEAST_EVERY = 16
 """Starts without a turn of the loop, where the dispatcher is behind."""
 
@@ -65,8 +65,8 @@ class Session:
         payloads: Sequence[Payload],
         load: Load | Closed,
         *,
-        good_ms: float | None = None,
-        max_in_flight: int = MAX_IN_FLIGHT,
+        good_ms: float | None,
+        max_in_flight: int,
         listener: Listener | None = None,
     ) -> None:
         self.wire, self.load, self.max_in_flight = wire, load, max_in_flight
@@ -227,9 +227,8 @@ class Session:
 
 def environment() -> dict[str, str]:
     """What figures depend on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
     found = {
-        "machine": f"{cores} cores, {platform.machine()}",
+        "machine": f"{usable_cpus()} cores, {platform.machine()}",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }

@@ -28,10 +28,9 @@ def progress(
     busy: float,
 ) -> str:
     """Counts since the line before."""
-    return (
-        f"{second:>7}{asked:>9,}{sent:>9,}{answers:>9,}{errors:>8,}{in_flight:>11,}"
-        f"{_ms(p50_s * 1000):>9}{_ms(p99_s * 1000):>9}{busy:>6.0%}"
-    )
+    counts = [f"{count:,}" for count in (asked, sent, answers, errors, in_flight)]
+    cells = [f"{second}", *counts, _ms(p50_s * 1000), _ms(p99_s * 1000)]
+    return "".join(map(str.rjust, cells, _COLUMNS.values())) + f"{busy:>6.0%}"
 
 
 def summary(run: Run, verdict: Verdict) -> str:

@@ -11,6 +11,11 @@ from urllib.parse import SplitResult, quote, urlsplit
 from kservekit.errors import CannotStart, KServeKitError
 from kservekit.loadtest.shapes import meant
 
+REVISION = "kservekit-revision"
+"""The header, or gRPC's trailing metadata, in which an answer says its arm of a canary."""
+
+PROBE_TIMEOUT_S = 10.0
+
 WIRES = ("v1", "v2-json", "v2-binary", "v2-grpc")
 
 _SCHEMES = {"http": (False, 80), "https": (True, 443), "grpc": (False, 80), "grpcs": (True, 443)}
@@ -81,6 +86,11 @@ class Target:
     @property
     def authority(self) -> str:
         return self.host or self._parts.netloc.rpartition("@")[2]
+
+    @property
+    def probe_timeout_s(self) -> float:
+        """Of a question about the model, which a server answers at once."""
+        return min(self.timeout_s, PROBE_TIMEOUT_S)
 
     @property
     def model_path(self) -> str:

@@ -9,7 +9,7 @@ from grpc.experimental import gevent as grpc_gevent
 
 from kservekit.errors import CannotStart
 from kservekit.loadtest.target import CannotTest
-from kservekit.oip.triton_messages import messages
+from kservekit.oip.triton_messages import messages, stubs
 
 TIMEOUT_S = 10.0
 NANOSECONDS_OF_A_MILLISECOND = 1e6
@@ -43,11 +43,7 @@ class TritonStatistics:
         return found
 
     def _read(self) -> Counts:
-        ask = self._channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelStatistics",
-            request_serializer=messages.ModelStatisticsRequest.SerializeToString,
-            response_deserializer=messages.ModelStatisticsResponse.FromString,
-        )
+        ask = stubs.GRPCInferenceServiceStub(self._channel).ModelStatistics
         try:
             reply: Any = ask(messages.ModelStatisticsRequest(name=self.model), timeout=TIMEOUT_S)
         except grpc.RpcError as error:

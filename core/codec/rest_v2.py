@@ -15,7 +15,7 @@ from kservekit.codec.json_values import array, check_fits, dumps, flat_list, loa
 from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
 from kservekit.codec.raw import raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput
-from kservekit.tensors import ModelSpec, datatype_of
+from kservekit.tensors import ModelSpec, TensorSpec, datatype_of
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 """How long the JSON is that binary tensors follow."""
@@ -107,6 +107,26 @@ class _Cursor:
             raise InvalidInput(f"{label} has binary_data_size {size}, and {left} bytes are left of the body")
         self.at += size
         return self.data[self.at - size : self.at]
+
+
+def decode_metadata(body: bytes) -> ModelSpec:
+    """A model's metadata as what the model declares; InvalidInput for anything else."""
+    try:
+        found = loads(body)
+        specs = [
+            tuple(TensorSpec(item["name"], item["datatype"], tuple(map(int, item["shape"]))) for item in found[key])
+            for key in ("inputs", "outputs")
+        ]
+        return ModelSpec(specs[0], specs[1], found.get("platform", ""), tuple(found.get("versions") or ()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"malformed metadata: {error!r}") from error
+
+
+def headers(json_length: int | None) -> dict[str, str]:
+    """Those that say what a request's body is, as `encode_request` made it."""
+    if json_length is None:
+        return {"content-type": "application/json"}
+    return {"content-type": BINARY_CONTENT_TYPE, JSON_LENGTH_HEADER: str(json_length)}
 
 
 def _split(body: bytes | bytearray, json_length: str | int | None) -> tuple[memoryview, _Cursor]:

@@ -16,7 +16,7 @@ from kservekit.codec import events, rest_v2
 from kservekit.codec.json_values import loads
 from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
 from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
-from kservekit.tensors import ModelSpec, TensorSpec
+from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,8 @@ class HttpBackend:
 
     async def infer(self, request: Request) -> Answer:
         parts, json_length = rest_v2.encode_request(request, binary=self.binary, binary_answer=self.binary)
-        headers = {"content-type": "application/json"}
-        if json_length is not None:
-            headers = {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}
         path = f"{self.path(request.model, request.version)}/infer"
-        reply_headers, body = await self.call("POST", path, request, parts, headers)
+        reply_headers, body = await self.call("POST", path, request, parts, rest_v2.headers(json_length))
         try:
             return rest_v2.decode_answer(body, reply_headers.get(rest_v2.JSON_LENGTH_HEADER))
         except errors.InvalidInput as error:
@@ -60,14 +57,9 @@ class HttpBackend:
         request = Request({}, model=model, version=version)
         _, body = await self.call("GET", self.path(model, version), request)
         try:
-            found = loads(body)
-            specs = [
-                tuple(TensorSpec(item["name"], item["datatype"], tuple(map(int, item["shape"]))) for item in found[key])
-                for key in ("inputs", "outputs")
-            ]
-            return ModelSpec(specs[0], specs[1], found.get("platform", ""), tuple(found.get("versions") or ()))
-        except (errors.InvalidInput, KeyError, TypeError, ValueError) as error:
-            raise backend_failed(request, f"malformed metadata: {error!r}") from error
+            return rest_v2.decode_metadata(body)
+        except errors.InvalidInput as error:
+            raise backend_failed(request, str(error)) from error
 
     async def close(self) -> None:
         if self._session is not None:

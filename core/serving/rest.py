@@ -233,9 +233,7 @@ class RestApp:
             spec = await self.dataplane.spec(name, call.deadline)
             parts, json_length = rest_v2.encode_answer(answer, request, spec)
             written = b"".join(parts)
-        if json_length is None:
-            return 200, dict(_JSON), written
-        return 200, {"content-type": rest_v2.BINARY_CONTENT_TYPE, rest_v2.JSON_LENGTH_HEADER: str(json_length)}, written
+        return 200, rest_v2.headers(json_length), written
 
     async def _events(self, request: Request) -> Reply:
         """Server-sent events. What goes wrong before the first answer has its own status."""
