@@ -123,7 +123,7 @@ def decode_metadata(body: bytes) -> ModelSpec:
 
 
 def headers(json_length: int | None) -> dict[str, str]:
-    """Those that say what a request's body is, as `encode_request` made it."""
+    """Those that say what a body is, as `encode_request` or `encode_answer` made it."""
     if json_length is None:
         return {"content-type": "application/json"}
     return {"content-type": BINARY_CONTENT_TYPE, JSON_LENGTH_HEADER: str(json_length)}
