@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -25,9 +25,14 @@ def local_triton() -> Iterator[Callable[..., TritonServer]]:
         if os.environ.get("KSERVEKIT_REQUIRE_SERVERS") == "1":
             pytest.fail(str(unavailable))
         pytest.skip(str(unavailable))
-    with ExitStack() as servers:
+    servers: list[TritonServer] = []
 
-        def start(repository: str | os.PathLike[str], **options: Any) -> TritonServer:
-            return servers.enter_context(TritonServer(repository, **options))
+    def start(repository: str | os.PathLike[str], **options: Any) -> TritonServer:
+        servers.append(TritonServer(repository, **options).start())
+        return servers[-1]
 
+    try:
         yield start
+    finally:
+        with ThreadPoolExecutor() as pool:  # each takes seconds to end
+            list(pool.map(TritonServer.stop, servers))

@@ -180,9 +180,9 @@ def test_a_requests_own_parameters_reach_the_model(all_of_them, wire):
     assert {key: found[key] for key in given} == given
 
 
-@pytest.mark.parametrize(("asked", "most"), [({}, 5_000_000), ({"timeout": 1_000_000}, 1_000_000)])
+@pytest.mark.parametrize(("asked", "most"), [({}, 5_050_000), ({"timeout": 1_000_000}, 1_000_000)])
 def test_what_is_left_of_the_deadline_is_tritons_queue_time_out(all_of_them, asked, most):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5  # which gRPC rounds up by up to a hundredth on its way
     answer = ask(all_of_them, "v2 gRPC", {"x": floats([7])}, model="seen", deadline=deadline, parameters=asked)
     assert 0 < seen(answer)["timeout"] <= most
 
