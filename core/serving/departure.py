@@ -1,9 +1,9 @@
-"""Notices that a REST caller went away, and ends the work that nobody waits for."""
+"""Notices that a caller went away, and ends the work that nobody waits for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from kservekit.errors import Cancelled
@@ -16,11 +16,13 @@ SCOPE_KEY = "kservekit.departure"
 
 
 class Departure:
-    """One for a connection, whose requests are answered one after the other. The HTTP protocol says `happened`."""
+    """One for a connection whose requests are answered one after the other, or for one request. Who notices says
+    `happened`: the HTTP protocol, or the task that `watch` starts, which is asked once the work has to wait."""
 
-    __slots__ = ("_gone", "_task")
+    __slots__ = ("_gone", "_task", "_watch")
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[], asyncio.Task[None]] | None = None) -> None:
+        self._watch = watch
         self._gone = False
         self._task: asyncio.Task[Any] | None = None
 
@@ -39,6 +41,7 @@ class Departure:
         self._task = asyncio.current_task()
         if self._gone and self._task is not None:
             self._task.cancel()
+        watching = self._watch() if self._watch is not None else None
         try:
             return await resumed(work, waits_for)
         except asyncio.CancelledError:
@@ -48,3 +51,5 @@ class Departure:
             raise Cancelled("the caller went away") from None
         finally:
             self._task = None
+            if watching is not None:
+                watching.cancel()

@@ -20,11 +20,12 @@ from kserve.protocol.rest.server import _RefreshingServer  # keeps the TLS conte
 
 from kservekit import config
 from kservekit.errors import CannotStart, KServeKitError
-from kservekit.serving import grpc as grpc_server
+from kservekit.serving import grpc as grpc_service
 from kservekit.serving import pool, workers
 from kservekit.serving.caching import response_cache
 from kservekit.serving.dataplane import DataPlane, load_model
 from kservekit.serving.flags import check, flags_parser, log_to_stderr
+from kservekit.serving.grpc_http2 import GrpcServer, Limits
 from kservekit.serving.http_protocol import limited_protocol
 from kservekit.serving.kserve_types import keep_off_the_loop
 from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
@@ -125,18 +126,11 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         """REST and gRPC; adds what closes each of them. The task ends when REST does."""
         shared = self.worker is not None
         if self.enable_grpc:
-            grpc = await grpc_server.start(
-                grpc_server.InferenceService(self.plane, server_timing=self.settings.server_timing),
-                self.revision,
-                self.settings.host,
-                self.grpc_port,
-                # KServe's default is 8 MiB, an eighth of what REST takes.
-                max_send_bytes=max(self.flags.grpc_max_send_message_length, self.settings.max_body_bytes),
-                max_receive_bytes=max(self.flags.grpc_max_receive_message_length, self.settings.max_body_bytes),
-                share_port=shared,
-            )
+            listener = workers.listen(self.settings.host, self.grpc_port, flag="--grpc_port", shared=shared)
+            grpc = self._grpc_of_ours()
+            await grpc.start(listener)
             listening.append(lambda: grpc.stop(self.grace_period))
-        listener = workers.listen(self.settings.host, self.http_port, shared=shared)
+        listener = workers.listen(self.settings.host, self.http_port, flag="--http_port", shared=shared)
         rest = _Rest(self._uvicorn_config())
         serving = asyncio.create_task(rest.serve(sockets=[listener]))
 
@@ -146,6 +140,17 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
 
         listening.append(close)
         return serving
+
+    def _grpc_of_ours(self) -> GrpcServer:
+        service = grpc_service.InferenceService(self.plane, server_timing=self.settings.server_timing)
+        limits = Limits(
+            # KServe's default is 8 MiB, an eighth of what REST takes.
+            message_bytes=max(self.flags.grpc_max_receive_message_length, self.settings.max_body_bytes),
+            reply_bytes=max(self.flags.grpc_max_send_message_length, self.settings.max_body_bytes),
+            header_bytes=self.settings.max_header_bytes,
+            message_seconds=self.settings.body_timeout_s,
+        )
+        return GrpcServer(*grpc_service.methods(service), limits, always={"kservekit-revision": self.revision})
 
     async def _lame_duck(self) -> None:
         """Not ready, and still serving: until those who send requests here have noticed."""
@@ -242,7 +247,9 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
                 "--workers is above 1 and KSERVEKIT_REPOSITORY_API on: a request reaches one worker alone"
             )
         if flags.workers > 1 and server.worker is None and not made:
-            ports = [server.http_port] + ([server.grpc_port] if server.enable_grpc else [])
+            ports = {"--http_port": server.http_port}
+            if server.enable_grpc:
+                ports["--grpc_port"] = server.grpc_port
             sys.exit(workers.supervise(flags.workers, server.settings.host, ports))
         models: list[kserve.Model] = []
         for target in targets:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kservekit.errors import CannotStart
@@ -62,7 +62,7 @@ def this_worker() -> Worker | None:
     return Worker(ready_fd, lifeline_fd)
 
 
-def listen(host: str, port: int, *, shared: bool) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool, flag: str = "--http_port") -> socket.socket:
     """A TCP socket bound to the port, with other workers of this server where `shared`; CannotStart if it is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,26 +73,28 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            way_out = "choose another with --http_port"
+            way_out = f"choose another with {flag}"
         elif error.errno == errno.EACCES:
-            way_out = "ports below 1024 are for root; choose another with --http_port"
+            way_out = f"ports below 1024 are for root; choose another with {flag}"
         else:
             way_out = f"KSERVEKIT_HOST is {host!r}: expected an address of this machine, such as 127.0.0.1"
-        raise CannotStart(f"HTTP port {port} on {host} cannot be bound ({error.strerror}); {way_out}") from None
+        what = "gRPC" if flag == "--grpc_port" else "HTTP"
+        raise CannotStart(f"{what} port {port} on {host} cannot be bound ({error.strerror}); {way_out}") from None
     listener.set_inheritable(True)
     return listener
 
 
-def supervise(count: int, host: str, ports: Sequence[int]) -> int:
-    """Runs `count` workers until SIGTERM or SIGINT; the exit code. CannotStart where a port is taken.
+def supervise(count: int, host: str, ports: Mapping[str, int]) -> int:
+    """Runs `count` workers until SIGTERM or SIGINT; the exit code. CannotStart where a port is taken. `ports` by the
+    flag that names them.
 
     A worker that ends before it was ever ready ends all, with its code: what kept it will keep the next one. Later a
     dead worker is replaced, after a wait that doubles from half a second to 30.
     """
-    for port in ports:
-        listen(host, port, shared=False).close()
+    for flag, port in ports.items():
+        listen(host, port, shared=False, flag=flag).close()
     # Held without listening, so that the ports stay ours while every worker is down.
-    held = [listen(host, port, shared=True) for port in ports]
+    held = [listen(host, port, shared=True) for port in ports.values()]
     with tempfile.TemporaryDirectory(prefix="kservekit-metrics-") as metrics:
         try:
             return _Supervisor(count, metrics).run()

@@ -1,0 +1,259 @@
+"""gRPC's server half: HTTP/2 streams in, calls of methods out, and their answers or errors back as trailers say them.
+
+HTTP/2 itself is httpunk's, which is hyper's in Rust: with grpc.aio a small call costs five times as much. The rules are
+those of gRPC's PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from httpunk import H2Server, HeaderMap, HTTPunkError
+from httpunk.asyncio import H2ServerProtocol, ServerConnections
+
+from kservekit.codec import grpc_frames as frames
+from kservekit.codec.compression import unpack
+from kservekit.errors import (
+    ERROR_HEADER,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    ModelError,
+    PayloadTooLarge,
+    ServingError,
+)
+from kservekit.serving.departure import Departure
+from kservekit.serving.in_time import in_time
+
+log = logging.getLogger(__name__)
+
+Unary = Callable[[bytes, "Call"], Awaitable[bytes]]
+Streaming = Callable[[AsyncIterator[bytes], "Call"], AsyncGenerator[bytes]]
+
+CALLS_A_CONNECTION = 1000
+"""At once; a client with more of them waits, or takes another connection."""
+WINDOW_BYTES = 4 * 2**20
+"""What a caller may send before we have read it, in one call and in all of a connection: several large tensors' worth
+on their way, so that a distant caller need not wait for our word."""
+UNPACK_IN_THREAD_BYTES = 32_768
+"""Packed messages from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
+
+_HEAD = {"content-type": frames.CONTENT_TYPE, frames.ACCEPTED: "identity, deflate, gzip"}
+_NOT_METADATA = frozenset({b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"})
+
+
+@dataclass(slots=True)
+class Call:
+    """What a method is told beside the message, and what it says beside its answer."""
+
+    pairs: list[tuple[str, str]]
+    """The caller's metadata, but for what is binary and what is gRPC's own."""
+    seconds_left: float | None
+    """Of the caller's deadline when the call came; None without one."""
+    trailing: dict[str, str] = field(default_factory=dict)
+    """Sent with the status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    message_bytes: int
+    reply_bytes: int
+    header_bytes: int
+    message_seconds: float
+    """How long one message may be on its way."""
+
+
+class GrpcServer:
+    """`unary` and `streaming` are methods by their path, `/package.Service/Method`; messages are bytes in both ways.
+
+    A method's ServingError becomes the status that it stands for, any other exception INTERNAL and a line in the log.
+    A call whose caller goes away is cancelled. `always` is sent with every status.
+    """
+
+    def __init__(
+        self,
+        unary: Mapping[str, Unary],
+        streaming: Mapping[str, Streaming],
+        limits: Limits,
+        always: Mapping[str, str] = {},
+    ) -> None:
+        self.unary, self.streaming, self.limits = unary, streaming, limits
+        self._always = {name: value.encode("ascii", "replace").decode() for name, value in always.items()}
+        self._head = HeaderMap(_HEAD.items())
+        self._well = HeaderMap(({frames.STATUS: "0"} | self._always).items())
+        self._connections = ServerConnections()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Answers on the socket from now on."""
+        kind: Callable[[GrpcServer], _Connection] = self._connections.track(_Connection)
+        self._listener = await asyncio.get_running_loop().create_server(lambda: kind(self), sock=listener, backlog=2048)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no new connection or call, lets those that run end, and ends them after `grace_s`."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._connections.shutdown(timeout=grace_s)
+
+    async def answer(self, request: Any) -> None:
+        """Answers one HTTP/2 request, and is done when all of it is on its way."""
+        path = request.path or ""
+        if request.method != "POST" or not (request.headers.get("content-type") or b"").startswith(b"application/grpc"):
+            await request.respond(405 if request.method != "POST" else 415)
+            return
+        departure = Departure(lambda: _until_reset(request, departure))
+        try:
+            if (method := self.unary.get(path)) is not None:
+                await self._answer_one(method, request, departure)
+            elif (several := self.streaming.get(path)) is not None:
+                with suppress(Cancelled):
+                    await departure.ends(self._answer_each(several, request))
+            else:
+                code, text = "UNIMPLEMENTED", f"no such method: {path[:200]}"
+                await request.respond(200, headers=HeaderMap((_HEAD | self._status(code, text)).items()))
+        except HTTPunkError:  # nobody is there to be told
+            log.debug("a caller went away before its answer: %s", path)
+
+    async def _answer_one(self, method: Unary, request: Any, departure: Departure) -> None:
+        trailing: dict[str, str] = {}
+        try:
+            reply = await departure.ends(self._one(method, request, trailing))
+        except Cancelled:
+            return
+        except HTTPunkError:
+            raise
+        except Exception as error:
+            await request.respond(200, headers=HeaderMap((_HEAD | self._failed(error)).items()))
+            return
+        trailers = HeaderMap(({frames.STATUS: "0"} | self._always | trailing).items()) if trailing else self._well
+        await request.respond(200, headers=self._head, body=frames.framed(reply), trailers=trailers)
+
+    async def _one(self, method: Unary, request: Any, trailing: dict[str, str]) -> bytes:
+        call = _call(request, trailing, self.limits.header_bytes)
+        began = time.monotonic()
+        wait = self.limits.message_seconds if call.seconds_left is None else call.seconds_left
+        try:
+            message = await in_time(
+                self._only_message(request), began + min(wait, self.limits.message_seconds), "the caller"
+            )
+        except DeadlineExceeded:
+            raise DeadlineExceeded("the request's message was not here in time") from None
+        if call.seconds_left is not None:
+            call.seconds_left -= time.monotonic() - began
+        return self._within_limit(await method(message, call))
+
+    async def _answer_each(self, method: Streaming, request: Any) -> None:
+        out: Any = None
+        trailing: dict[str, str] = {}
+        try:
+            call = _call(request, trailing, self.limits.header_bytes)
+            async with aclosing(method(self._messages(request), call)) as answers:
+                async for answer in answers:
+                    if out is None:
+                        out = await request.send_response(200, headers=self._head)
+                    framed = frames.framed(self._within_limit(answer))
+                    for piece in (framed,) if isinstance(framed, bytes) else framed:
+                        await out.send_data(piece)
+            status = {frames.STATUS: "0"} | self._always
+        except HTTPunkError:
+            raise
+        except Exception as error:
+            status = self._failed(error)
+        trailers = status | trailing
+        if out is None:
+            await request.respond(200, headers=HeaderMap((_HEAD | trailers).items()))
+        else:
+            await out.send_trailers(HeaderMap(trailers.items()))
+
+    async def _only_message(self, request: Any) -> bytes:
+        found = [message async for message in self._messages(request)]
+        if len(found) != 1:
+            raise InvalidInput(f"{len(found)} messages: expected one")
+        return found[0]
+
+    async def _messages(self, request: Any) -> AsyncGenerator[bytes]:
+        reader = frames.Reader(self.limits.message_bytes)
+        async for data in request.aiter_bytes():
+            for message, packed in reader.feed(data):
+                yield await self._unpacked(message, request) if packed else message
+        if not reader.between:
+            raise InvalidInput("the request ends within a message")
+
+    async def _unpacked(self, message: bytes, request: Any) -> bytes:
+        encoding = (request.headers.get(frames.ENCODING) or b"identity").decode("latin-1")
+        if len(message) < UNPACK_IN_THREAD_BYTES:
+            return bytes(unpack(message, encoding, self.limits.message_bytes))
+        return bytes(await asyncio.to_thread(unpack, message, encoding, self.limits.message_bytes))
+
+    def _within_limit(self, reply: bytes) -> bytes:
+        if len(reply) <= self.limits.reply_bytes:
+            return reply
+        limit = f"{self.limits.reply_bytes}, the limit of this server (--grpc_max_send_message_length)"
+        raise ModelError(f"the answer is {len(reply)} bytes: over {limit}")
+
+    def _failed(self, error: Exception) -> dict[str, str]:
+        if not isinstance(error, ServingError):
+            log.error("a fault of the server itself", exc_info=error)
+            error = ModelError("the server failed; its log has the reason")
+        status = self._status(error.grpc, error.message) | {ERROR_HEADER: type(error).__name__}
+        if error.retry_after is not None:
+            status["retry-after"] = str(math.ceil(error.retry_after))
+        return status
+
+    def _status(self, code: str, text: str) -> dict[str, str]:
+        said = {frames.STATUS: str(frames.CODES.index(code)), frames.MESSAGE: frames.percent_encoded(text)}
+        return said | self._always
+
+
+class _Connection(H2ServerProtocol):
+    def __init__(self, server: GrpcServer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._grpc = server
+
+    async def _make_server(self) -> H2Server:
+        return H2Server(
+            self,
+            backend=self._backend,
+            max_concurrent_streams=CALLS_A_CONNECTION,
+            initial_window_size=WINDOW_BYTES,
+            initial_connection_window_size=WINDOW_BYTES,
+            # Frames stay at HTTP/2's 16 KiB: gRPC's clients send larger ones before they have agreed to them.
+            max_send_buf_size=WINDOW_BYTES,
+            # What is over it httpunk leaves out without a word, so ours, which is an error, comes first.
+            max_header_list_size=2 * self._grpc.limits.header_bytes,
+            auto_date_header=False,
+        )
+
+    async def handle(self, request: Any) -> None:
+        await self._grpc.answer(request)
+
+
+def _call(request: Any, trailing: dict[str, str], limit: int) -> Call:
+    raw = request.headers.raw_items()
+    size = sum([len(name) + len(value) for name, value in raw])
+    if size > limit:
+        raise PayloadTooLarge(f"the metadata is {size} bytes: over {limit} (KSERVEKIT_MAX_HEADER_BYTES)")
+    timeout = request.headers.get(frames.TIMEOUT)
+    pairs = [
+        (name.decode(), value.decode("latin-1"))
+        for name, value in raw
+        if name not in _NOT_METADATA and not name.endswith(b"-bin")
+    ]
+    return Call(pairs, None if timeout is None else frames.seconds(timeout.decode("latin-1")), trailing)
+
+
+def _until_reset(request: Any, departure: Departure) -> asyncio.Task[None]:
+    async def watch() -> None:
+        with suppress(HTTPunkError):  # the connection as a whole
+            await request.reset_received()
+        departure.happened()
+
+    return asyncio.get_running_loop().create_task(watch())

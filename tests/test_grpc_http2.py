@@ -1,0 +1,337 @@
+"""gRPC's server half on a socket: against gRPC's own client, against bare HTTP/2, and against what is neither."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import socket
+from contextlib import asynccontextmanager
+
+import grpc.aio
+import pytest
+from httpunk import ConnectionClosedError, GoAwayError, H2Reason
+from httpunk.asyncio import H2ClientProtocol
+
+from kservekit.codec import grpc_frames as frames
+from kservekit.errors import InvalidInput, TooManyRequests
+from kservekit.serving.grpc_http2 import GrpcServer, Limits
+
+LIMITS = Limits(message_bytes=100_000, reply_bytes=50_000, header_bytes=8192, message_seconds=0.3)
+HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+
+
+class Methods:
+    """What the server under test answers, and what it saw."""
+
+    def __init__(self):
+        self.calls = []
+        self.started, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def echo(self, message, call):
+        self.calls.append(call)
+        return message
+
+    async def refuse(self, message, call):
+        raise TooManyRequests("zu viele, 100 %\n", retry_after=1.2)
+
+    async def fail(self, message, call):
+        raise RuntimeError("a secret")
+
+    async def large(self, message, call):
+        return bytes(50_001)
+
+    async def hang(self, message, call):
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+    async def each(self, requests, call):
+        async for message in requests:
+            if message == b"wrong":
+                raise InvalidInput("a wrong one")
+            yield message * 2
+
+    async def endless(self, requests, call):
+        try:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0)
+        finally:
+            self.ended.set()
+
+
+@asynccontextmanager
+async def serving():
+    methods = Methods()
+    unary = {f"/S/{name}": getattr(methods, name) for name in ("echo", "refuse", "fail", "large", "hang")}
+    streaming = {f"/S/{name}": getattr(methods, name) for name in ("each", "endless")}
+    server = GrpcServer(unary, streaming, LIMITS, always={"kservekit-revision": "r1"})
+    listener = socket.create_server(("127.0.0.1", 0))
+    await server.start(listener)
+    try:
+        yield methods, server, f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        await server.stop(0.5)
+
+
+async def post(address, path, body, **headers):
+    """One request of bare HTTP/2: the answer, its body, and the trailers or, where there is no body, the headers."""
+    host, port = address.split(":")
+    _, protocol = await asyncio.get_running_loop().create_connection(
+        lambda: H2ClientProtocol(authority=address, scheme="http"), host, int(port)
+    )
+    headers = HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection = await protocol.ready()
+        reply = await connection.request(headers.pop("method", "POST"), path, headers=headers, body=body)
+        found = await reply.read()
+    finally:
+        await protocol.aclose()
+    said = dict((reply.trailers or reply.headers).raw_items())
+    return reply, found, {name.decode(): value.decode() for name, value in said.items()}
+
+
+def run(test):
+    async def once():
+        async with asyncio.timeout(30), serving() as (methods, server, address):
+            await test(methods, server, address)
+
+    asyncio.run(once())
+
+
+def test_grpcs_own_client_gets_what_it_sent_and_the_metadata():
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            for size in (0, 1, 70_000 - 20_001):
+                call = channel.unary_unary("/S/echo")(bytes(size), metadata=[("x-id", "7"), ("x-raw-bin", b"\xff")])
+                assert await call == bytes(size)
+            assert ("kservekit-revision", "r1") in [tuple(pair) for pair in await call.trailing_metadata()]
+        names = dict(methods.calls[0].pairs)
+        assert names["x-id"] == "7"
+        assert not {"te", "content-type", "x-raw-bin"} & set(names)
+
+    run(test)
+
+
+def test_a_packed_message_is_unpacked():
+    async def test(methods, server, address):
+        for algorithm in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            async with grpc.aio.insecure_channel(address, compression=algorithm) as channel:
+                assert await channel.unary_unary("/S/echo")(bytes(40_000)) == bytes(40_000)
+
+    run(test)
+
+
+def test_an_error_arrives_with_its_status_text_and_metadata():
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/S/refuse")(b"")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == "zu viele, 100 %\n"
+        trailing = dict(caught.value.trailing_metadata())
+        assert (trailing["retry-after"], trailing["kservekit-error"]) == ("2", "TooManyRequests")
+        assert trailing["kservekit-revision"] == "r1"
+
+    run(test)
+
+
+def test_a_fault_is_told_to_the_log_and_not_to_the_caller(caplog):
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/S/fail")(b"")
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in caught.value.details()
+
+    with caplog.at_level(logging.ERROR):
+        run(test)
+    assert "a secret" in caplog.text
+
+
+def test_each_message_of_a_stream_has_its_answer_and_an_error_ends_it():
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert [each async for each in channel.stream_stream("/S/each")(iter([b"a", b"b"]))] == [b"aa", b"bb"]
+            assert [each async for each in channel.stream_stream("/S/each")(iter([]))] == []
+            call = channel.stream_stream("/S/each")(iter([b"a", b"wrong", b"b"]))
+            assert await call.read() == b"aa"
+            with pytest.raises(grpc.aio.AioRpcError, match="a wrong one"):
+                await call.read()
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["hang", "endless"])
+def test_a_caller_that_gives_up_ends_the_work(method):
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            if method == "hang":
+                call = channel.unary_unary("/S/hang")(b"")
+                await methods.started.wait()
+            else:
+                call = channel.stream_stream("/S/endless")(iter([]))
+                assert await call.read() == b"more"
+            call.cancel()
+            await methods.ended.wait()
+
+    run(test)
+
+
+def test_a_connection_that_breaks_ends_the_work():
+    async def test(methods, server, address):
+        asking = asyncio.create_task(post(address, "/S/hang", frames.framed(b"")))
+        await methods.started.wait()
+        for connection in list(server._connections._live):
+            connection._transport.abort()
+        await methods.ended.wait()
+        with pytest.raises(ConnectionClosedError):
+            await asking
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "text"),
+    [
+        (b"", {}, "3", "0 messages: expected one"),
+        (frames.framed(b"a") * 2, {}, "3", "2 messages: expected one"),
+        (b"\0\0\0\0\5abc", {}, "3", "ends within a message"),
+        (b"\0\0\0", {}, "3", "ends within a message"),
+        (b"\2\0\0\0\1a", {}, "3", "begins with 2"),
+        (b"\0\0\1\x86\xa1", {}, "8", "100001 bytes: over 100000"),
+        (b"\0\xff\xff\xff\xff", {}, "8", "4294967295 bytes: over 100000"),
+        (b"\1\0\0\0\3abc", {"grpc_encoding": "gzip"}, "3", "not gzip"),
+        (b"\1\0\0\0\1a", {"grpc_encoding": "snappy"}, "3", "'snappy': expected gzip"),
+        (frames.framed(b"a"), {"grpc_timeout": "soon"}, "3", "grpc-timeout is 'soon'"),
+    ],
+)
+def test_a_wrong_request_is_told_so_and_the_next_one_is_answered(body, headers, status, text):
+    async def test(methods, server, address):
+        _, _, said = await post(address, "/S/echo", body, **headers)
+        assert (said["grpc-status"], text in frames.percent_decoded(said["grpc-message"])) == (status, True), said
+        assert (await post(address, "/S/echo", frames.framed(b"well")))[1] == frames.framed(b"well")
+
+    run(test)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    async def test(methods, server, address):
+        packed = gzip.compress(bytes(50_000_000))
+        _, _, said = await post(
+            address, "/S/echo", b"\1" + len(packed).to_bytes(4, "big") + packed, grpc_encoding="gzip"
+        )
+        assert said["grpc-status"] == "8"
+
+    run(test)
+
+
+def test_an_answer_over_its_limit_is_an_error():
+    async def test(methods, server, address):
+        _, body, said = await post(address, "/S/large", frames.framed(b""))
+        assert (body, said["grpc-status"], "50001 bytes" in said["grpc-message"]) == (b"", "13", True)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"method": "PUT"}, 405), ({"content_type": "application/json"}, 415)],
+)
+def test_what_is_not_grpc_has_http_s_status(headers, status):
+    async def test(methods, server, address):
+        reply, _, _ = await post(address, "/S/echo", b"{}", **headers)
+        assert reply.status == status
+
+    run(test)
+
+
+def test_an_unknown_method_is_unimplemented():
+    async def test(methods, server, address):
+        _, _, said = await post(address, "/S/nothing", frames.framed(b""))
+        assert (said["grpc-status"], said["grpc-message"]) == ("12", "no such method: /S/nothing")
+
+    run(test)
+
+
+def test_a_message_that_does_not_arrive_is_not_waited_for():
+    async def test(methods, server, address):
+        async def slowly():
+            yield b"\0\0\0\0\5ab"
+            await methods.ended.wait()
+
+        _, _, said = await post(address, "/S/echo", slowly())
+        methods.ended.set()
+        assert (said["grpc-status"], said["grpc-message"]) == ("4", "the request's message was not here in time")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0" + b"\0\0\5\1\5\0\0\0\1\xff\xff\xff\xff\xff",
+        b"\x16\3\1\2\0\1\0\1\xfc\3\3",
+    ],
+    ids=["HTTP/1.1", "rubbish after the preface", "a damaged head", "TLS"],
+)
+def test_what_is_not_http2_ends_its_connection_alone(data):
+    async def test(methods, server, address):
+        host, port = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(data)
+        await reader.read()
+        writer.close()
+        assert (await post(address, "/S/echo", frames.framed(b"well")))[1] == frames.framed(b"well")
+
+    run(test)
+
+
+def test_metadata_over_its_limit_is_refused():
+    async def test(methods, server, address):
+        _, _, said = await post(address, "/S/echo", frames.framed(b""), x_long="x" * 9_000)
+        assert (said["grpc-status"], "over 8192" in said["grpc-message"]) == ("8", True)
+        with pytest.raises(GoAwayError) as caught:  # what HTTP/2 has for far too much
+            await post(address, "/S/echo", frames.framed(b""), x_long="x" * 200_000)
+        assert caught.value.error_code == H2Reason.ENHANCE_YOUR_CALM
+        assert not methods.calls
+
+    run(test)
+
+
+def test_a_server_that_stops_answers_what_is_under_way_and_takes_nothing_new():
+    async def test(methods, server, address):
+        async def slowly(message, call):
+            methods.started.set()
+            await methods.ended.wait()
+            return b"done"
+
+        server.unary["/S/slowly"] = slowly
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = channel.unary_unary("/S/slowly")(b"")
+            await methods.started.wait()
+            stopping = asyncio.create_task(server.stop(20))
+            await asyncio.sleep(0)
+            methods.ended.set()
+            assert await call == b"done"
+            await stopping
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/S/echo")(b"")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(test)
+
+
+def test_many_calls_over_one_connection_each_get_their_own_answer():
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            echo = channel.unary_unary("/S/echo")
+            sent = [str(number).encode() * (number % 97) for number in range(500)]
+            assert await asyncio.gather(*map(echo, sent)) == sent
+
+    run(test)
