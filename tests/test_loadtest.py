@@ -1,7 +1,6 @@
 """`kservekit loadtest` against servers of known behaviour, and against our own."""
 
 import contextlib
-import datetime
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import kservekit, served
+from certificates import self_signed
 
 from kservekit.loadtest import command
 from kservekit.loadtest.http_wire import HttpWire
@@ -216,29 +216,7 @@ def test_an_ingress_is_told_the_host_and_the_server_the_token(at_any_pace):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "m.example.com")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("m.example.com")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "server.pem"
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file.write_bytes(private + made.public_bytes(pem))
-    return file
+    return self_signed("m.example.com", tmp_path_factory.mktemp("tls"))
 
 
 def why_not(url, **target):

@@ -19,8 +19,7 @@ from kservekit.codec.message import Request
 from kservekit.errors import Forbidden, InvalidInput, ModelError, PayloadTooLarge, Unauthenticated, Unavailable
 from kservekit.local.server import LocalServer
 from kservekit.oip import connect
-from kservekit.oip.grpc import GrpcBackend
-from kservekit.oip.triton_messages import messages
+from kservekit.oip.triton_messages import messages, stubs
 
 ONE = {"x": np.ones(1, np.float32)}
 
@@ -90,16 +89,11 @@ def test_a_health_check_that_fails_says_nothing_of_why():
         assert b"secret" not in http(server.http_url, "/v2/health/ready").body
 
         async def check():
-            backend = GrpcBackend(server.grpc_url)
-            stub = backend.stub()
-            try:
+            async with grpc.aio.insecure_channel(server.grpc_url) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as found:
-                    await stub.ServerReady(messages.ServerReadyRequest())
-                health = health_pb2_grpc.HealthStub(backend._channel)
-                answer = await health.Check(health_pb2.HealthCheckRequest())
+                    await stubs.GRPCInferenceServiceStub(channel).ServerReady(messages.ServerReadyRequest())
+                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
                 return found.value.details(), answer.status
-            finally:
-                await backend.close()
 
         details, status = asyncio.run(check())
         assert "secret" not in details
@@ -209,14 +203,11 @@ def test_admin_endpoints_ask_for_the_admin_role_on_both_wires(guarded):
         return http(guarded.http_url, "/v2/repository/models/m/load", {}, x_api_key=key).status
 
     async def by_grpc(key):
-        backend = GrpcBackend(guarded.grpc_url)
-        stub = backend.stub()
-        try:
-            await stub.RepositoryModelUnload(messages.RepositoryModelUnloadRequest(), metadata=(("x-api-key", key),))
-        except grpc.aio.AioRpcError as error:
-            return error.code()
-        finally:
-            await backend.close()
+        async with grpc.aio.insecure_channel(guarded.grpc_url) as channel:
+            unload = stubs.GRPCInferenceServiceStub(channel).RepositoryModelUnload
+            with pytest.raises(grpc.aio.AioRpcError) as found:
+                await unload(messages.RepositoryModelUnloadRequest(), metadata=(("x-api-key", key),))
+            return found.value.code()
 
     assert [by_rest(key) for key in ("k1", "k2", "k3")] == [200, 403, 401]
     assert asyncio.run(by_grpc("k2")) is grpc.StatusCode.PERMISSION_DENIED

@@ -16,7 +16,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 
 from kservekit.local.server import LocalServer
-from kservekit.oip.grpc import GrpcBackend
 
 ZERO = {"x": np.zeros(1, np.float32)}
 
@@ -37,14 +36,8 @@ def pids(server, count, wire="v2 binary"):
 
 
 async def _health(url, service=""):
-    backend = GrpcBackend(url)
-    backend.stub()
-    try:
-        return (
-            await health_pb2_grpc.HealthStub(backend._channel).Check(health_pb2.HealthCheckRequest(service=service))
-        ).status
-    finally:
-        await backend.close()
+    async with grpc.aio.insecure_channel(url) as channel:
+        return (await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
 def test_after_sigterm_it_serves_on_unready_then_finishes_what_is_in_flight_and_ends():
@@ -175,18 +168,14 @@ def test_health_by_grpc_knows_the_server_its_models_and_nobody_else():
     with served("Process") as server:
 
         async def check():
-            backend = GrpcBackend(server.grpc_url)
-            backend.stub()
-            stub = health_pb2_grpc.HealthStub(backend._channel)
-            try:
+            async with grpc.aio.insecure_channel(server.grpc_url) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
                 for service in ("", "inference.GRPCInferenceService", "m"):
                     status = (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
                     assert status == health_pb2.HealthCheckResponse.SERVING
                 watch = stub.Watch(health_pb2.HealthCheckRequest(service="nix"))
                 assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
                 watch.cancel()
-            finally:
-                await backend.close()
 
         asyncio.run(check())
 

@@ -11,8 +11,7 @@ import pytest
 from calls import WIRES, ask, eventually, http, served
 
 from kservekit.errors import DeadlineExceeded, TooManyRequests
-from kservekit.oip.grpc import GrpcBackend
-from kservekit.oip.triton_messages import messages
+from kservekit.oip.triton_messages import messages, stubs
 
 
 def body(seconds):
@@ -62,12 +61,11 @@ def test_a_callers_time_over_grpc_ends_the_work(slow):
     before = cancelled(slow)
 
     async def impatient():
-        backend = GrpcBackend(slow.grpc_url)
         request = messages.ModelInferRequest(model_name="m")
         request.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(30)
-        with pytest.raises(grpc.aio.AioRpcError) as found:
-            await backend.stub().ModelInfer(request, timeout=0.1)
-        await backend.close()
+        async with grpc.aio.insecure_channel(slow.grpc_url) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as found:
+                await stubs.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=0.1)
         return found.value.code()
 
     assert asyncio.run(impatient()) is grpc.StatusCode.DEADLINE_EXCEEDED

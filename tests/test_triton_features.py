@@ -5,14 +5,13 @@ import json
 import time
 
 import pytest
-from calls import WIRES, ask, floats, http
+from calls import WIRES, ask, floats
 from conftest import write_doubles
 
 from kservekit import errors
 from kservekit.codec.message import Request
 from kservekit.config import TritonSettings
 from kservekit.local.server import LocalServer
-from kservekit.local.triton import TritonServer
 from kservekit.oip import connect
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import messages, model_config
@@ -270,31 +269,3 @@ def test_inputs_of_different_batches_are_refused_before_triton_sees_them(triton)
             await predictor.close()
 
     asyncio.run(main())
-
-
-def test_calls_go_round_all_addresses_of_a_name_and_leave_out_the_one_that_is_gone(triton, tmp_path):
-    write_doubles(tmp_path / "repository", tmp_path)
-
-    def counts(server):
-        reply = http(server.http_url, "/v2/models/doubles/stats").json
-        return reply["model_stats"][0]["inference_stats"]["success"]["count"]
-
-    async def main(other):
-        backend = connect(f"ipv4:{triton.grpc_url},{other.grpc_url}")
-        request = Request({"x": floats([1, 2, 3])}, model="doubles")
-        try:
-            while not counts(other):  # a connection is made in its own time
-                await backend.infer(request)
-            before = [counts(server) for server in (triton, other)]
-            for _ in range(20):
-                await backend.infer(request)
-            shares = [counts(server) - was for server, was in zip((triton, other), before, strict=True)]
-            other.stop()
-            for _ in range(20):
-                assert (await backend.infer(request)).tensors["y"].tolist() == [[2, 4, 6]]
-            return shares
-        finally:
-            await backend.close()
-
-    with TritonServer(tmp_path / "repository") as other:
-        assert asyncio.run(main(other)) == [10, 10]

@@ -1,22 +1,20 @@
-"""Open Inference Protocol over gRPC, on one reused channel."""
+"""Open Inference Protocol over gRPC."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
-
-import grpc
-import grpc.aio
 
 from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
 from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
+from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
 
@@ -25,18 +23,8 @@ log = logging.getLogger(__name__)
 END_S = 1.0
 """How long a stream that has failed may take to end."""
 
-_CHANNEL_OPTIONS = [
-    # The servers at both ends limit what they take; the client adds no third limit.
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # A predictor is a neighbour; a proxy for the world outside does not know it.
-    ("grpc.enable_http_proxy", 0),
-    # Where the name has several addresses, as a headless Service has: all of them, less those that cannot be reached.
-    ("grpc.lb_policy_name", "round_robin"),
-    # A backend that is restarted is found again within a second, not after gRPC's two minutes.
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-]
+_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 class GrpcBackend:
@@ -54,25 +42,19 @@ class GrpcBackend:
         self.host = host if ":" in host else f"{host}:{443 if use_ssl else 80}"
         self.use_ssl = use_ssl
         self.timeout_s = timeout_s
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: GrpcChannel | None = None
         self._stub: Any = None
-        self._model_infer: Any = None
-        self._model_stream_infer: Any = None
+
+    def channel(self) -> GrpcChannel:
+        if self._channel is None:  # its connections belong to the loop that they were made on
+            context = ssl.create_default_context(cafile=ca_file()) if self.use_ssl else None
+            self._channel = GrpcChannel(self.host, context)
+            self._stub = stubs.GRPCInferenceServiceStub(self._channel)
+        return self._channel
 
     def stub(self) -> Any:
-        """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend."""
-        if self._stub is None:  # a grpc.aio channel belongs to the loop that it was made on
-            if self.use_ssl:
-                file = ca_file()
-                roots = Path(file).read_bytes() if file else None
-                credentials = grpc.ssl_channel_credentials(root_certificates=roots)
-                self._channel = grpc.aio.secure_channel(self.host, credentials, _CHANNEL_OPTIONS)
-            else:
-                self._channel = grpc.aio.insecure_channel(self.host, _CHANNEL_OPTIONS)
-            self._stub = stubs.GRPCInferenceServiceStub(self._channel)
-            # Bytes in and bytes out: the codec's work, and not protobuf's.
-            self._model_infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            self._model_stream_infer = self._channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        """tritonclient's GRPCInferenceServiceStub, for calls beyond the three of a Backend; they raise GrpcFailure."""
+        self.channel()
         return self._stub
 
     async def infer(self, request: Request) -> Answer:
@@ -84,22 +66,19 @@ class GrpcBackend:
 
     async def call(self, message: bytes, request: Request) -> bytes:
         """ModelInfer for `request`, as bytes; the error that the backend's stands for."""
-        metadata = tuple(forwarded(request.headers, self.forward_headers).items())
+        metadata = forwarded(request.headers, self.forward_headers).items()
         timeout_s = call_timeout(request, self.timeout_s)
         try:
-            self.stub()
-            reply: bytes = await self._model_infer(message, timeout=timeout_s, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
+            return await self.channel().call(_MODEL_INFER, message, timeout_s=timeout_s, metadata=metadata)
+        except GrpcFailure as error:
             raise self._translate(error, request) from error
-        return reply
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """ModelStreamInfer with one request."""
         metadata = (*forwarded(request.headers, self.forward_headers).items(), (grpc_stream.STATUS, "true"))
         timeout_s = call_timeout(request, self.timeout_s)
-        self.stub()
         message = codec.encode_request(request, messages)
-        call = self._model_stream_infer(iter([message]), timeout=timeout_s, metadata=metadata)
+        call = self.channel().stream(_MODEL_STREAM_INFER, message, timeout_s=timeout_s, metadata=metadata)
         try:
             async for data in call:
                 answer, error = grpc_stream.decode(data, messages)
@@ -109,19 +88,19 @@ class GrpcBackend:
                 if answer.parameters.pop(grpc_stream.IS_LAST, False) and not answer.tensors:
                     continue
                 yield answer
-        except grpc.aio.AioRpcError as error:
+        except GrpcFailure as error:
             raise self._translate(error, request) from error
         except errors.InvalidInput as error:
             raise backend_failed(request, f"malformed answer: {error}") from error
         finally:
-            call.cancel()
+            await call.aclose()
 
     async def ready(self, model: str, version: str = "") -> bool:
         try:
             reply = await self.stub().ModelReady(
                 messages.ModelReadyRequest(name=model, version=version), timeout=min(self.timeout_s, 5.0)
             )
-        except grpc.aio.AioRpcError:
+        except GrpcFailure:
             return False
         return bool(reply.ready)
 
@@ -130,20 +109,19 @@ class GrpcBackend:
             reply = await self.stub().ModelMetadata(
                 messages.ModelMetadataRequest(name=model, version=version), timeout=self.timeout_s
             )
-        except grpc.aio.AioRpcError as error:
+        except GrpcFailure as error:
             raise self._translate(error, Request({}, model=model)) from error
         return codec.decode_metadata(reply)
 
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close()
-            self._channel = self._stub = self._model_infer = self._model_stream_infer = None
+            self._channel = self._stub = None
 
-    def _translate(self, error: grpc.aio.AioRpcError, request: Request) -> errors.ServingError:
-        trailing = {key: value for key, value in (error.trailing_metadata() or ()) if isinstance(value, str)}
-        name = trailing.get(errors.ERROR_HEADER)
-        details = error.details() or ""
-        found = errors.from_grpc(error.code().name, details, name=name, retry_after=trailing.get("retry-after"))
+    def _translate(self, error: GrpcFailure, request: Request) -> errors.ServingError:
+        name = error.trailing.get(errors.ERROR_HEADER)
+        details = error.details
+        found = errors.from_grpc(error.code, details, name=name, retry_after=error.trailing.get("retry-after"))
         if isinstance(found, errors.DeadlineExceeded) and name is None:
             return errors.DeadlineExceeded(f"model {request.model!r} gave no answer in time")
         if name is None and "Sent message larger than max" in details:
@@ -155,14 +133,14 @@ class GrpcBackend:
             # gRPC's own text for this names the address that could not be reached.
             return errors.Unavailable(f"the backend of model {request.model!r} cannot be reached", retry_after=1)
         if isinstance(found, errors.ModelError):
-            return backend_failed(request, f"{error.code().name}: {details}")
+            return backend_failed(request, f"{error.code}: {details}")
         return found
 
 
 async def _end_of(call: Any) -> None:
     """Waits a little for a stream to end by itself: a cancellation that meets the end of a request ends some Tritons
     with a segmentation fault (triton-inference-server/server#8034; 2.51 has it)."""
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+    with contextlib.suppress(TimeoutError, GrpcFailure):
         async with asyncio.timeout(END_S):
             async for _ in call:
                 pass

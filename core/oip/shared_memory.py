@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import grpc.aio
 import numpy as np
 
 from kservekit.codec import grpc as codec
@@ -22,6 +21,7 @@ from kservekit.codec.raw import RawLayout, raw_bytes
 from kservekit.errors import InvalidInput, ServingError, Unavailable
 from kservekit.oip.backend import backend_failed
 from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.regions import Exhausted, Region, Regions, left_behind
 from kservekit.oip.triton_messages import messages
 from kservekit.tensors import ModelSpec, Tensors
@@ -34,12 +34,7 @@ LEAST_BYTES = 64 * 1024
 CALL_TIMEOUT_S = 5.0
 """Of the calls beside inference."""
 
-_NOBODY_KNOWS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-)
+_NOBODY_KNOWS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN")
 
 _ALIGNED = 64
 _REMEMBERED = 256
@@ -168,7 +163,7 @@ class SharedMemoryBackend:
                 if self._usable is None:
                     try:
                         self._usable = await self._look()
-                    except grpc.aio.AioRpcError:
+                    except GrpcFailure:
                         return False
         return self._usable
 
@@ -199,13 +194,13 @@ class SharedMemoryBackend:
         region.registered = True  # or about to be: nobody can tell, if this ends early
         try:
             await self.wire.stub().SystemSharedMemoryRegister(asked, timeout=CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.ALREADY_EXISTS:
+        except GrpcFailure as error:
+            if error.code == "ALREADY_EXISTS":
                 return region
             self.regions.drop(region)
             if _answered(error):
                 self._usable = False
-                log.info("tensors go by gRPC, because the server cannot open our memory: %s", error.details())
+                log.info("tensors go by gRPC, because the server cannot open our memory: %s", error.details)
             return None
         except BaseException:
             self.regions.drop(region)
@@ -233,9 +228,9 @@ class SharedMemoryBackend:
         for wait_s in (0.01, 0.1, 1.0, None):
             try:
                 await self.wire.stub().SystemSharedMemoryUnregister(asked, timeout=CALL_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
+            except GrpcFailure as error:
                 # Triton 24.09 and 24.10 refuse it for as long as they count a user, which an answer's caller still is.
-                if wait_s is None or "in use" not in (error.details() or ""):
+                if wait_s is None or "in use" not in error.details:
                     return
                 await asyncio.sleep(wait_s)
             else:
@@ -244,12 +239,10 @@ class SharedMemoryBackend:
 
 def _answered(error: BaseException | None) -> bool:
     """Whether the server said so itself and is done with the request; after a deadline, say, it may be at it still."""
-    if not isinstance(error, grpc.aio.AioRpcError):
+    if not isinstance(error, GrpcFailure) or not error.by_server:
         return False
-    details = error.details() or ""
-    if error.code() in _NOBODY_KNOWS or "RST_STREAM" in details:  # the client's own words, or the server's
-        return details.startswith("[request id: ")  # as Triton begins what it says of a request
-    return True
+    # Triton begins so what it says of a request; the same codes come from gRPC in it, which knows nothing of models.
+    return error.code not in _NOBODY_KNOWS or error.details.startswith("[request id: ")
 
 
 def _worth_it(tensors: Tensors) -> bool:

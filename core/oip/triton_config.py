@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc.aio
 from google.protobuf import json_format
 
 from kservekit.codec.message import Request
 from kservekit.errors import ServingError
 from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.http import HttpBackend
 from kservekit.oip.shared_memory import SharedMemoryBackend
 from kservekit.oip.triton_messages import messages
@@ -33,5 +33,5 @@ async def model_config(backend: TritonBackend, model: str, version: str = "") ->
     wire = backend.wire if isinstance(backend, SharedMemoryBackend) else backend
     try:
         return (await wire.stub().ModelConfig(asked, timeout=wire.timeout_s)).config
-    except grpc.aio.AioRpcError:
+    except GrpcFailure:
         return None

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
-
 from kservekit import errors
 from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.triton_messages import messages
 
 LOOK_S = 0.05
@@ -131,11 +130,11 @@ class TritonControl:
         call: Callable[..., Awaitable[Any]] = getattr(self._wire.stub(), method)
         try:
             return await call(request, timeout=self._wire.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            details = error.details() or error.code().name
-            if error.code() == grpc.StatusCode.UNAVAILABLE and not details.startswith("["):
+        except GrpcFailure as error:
+            details = error.details or error.code
+            if error.code == "UNAVAILABLE" and not details.startswith("["):
                 details = f"Triton at {self._wire.host} cannot be reached: {details}"
-            raise errors.from_grpc(error.code().name, details) from error
+            raise errors.from_grpc(error.code, details) from error
 
 
 def _is_there(item: ModelState) -> bool:

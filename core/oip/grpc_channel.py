@@ -1,0 +1,178 @@
+"""gRPC's client half over HTTP/2: messages are bytes in both ways, and what is not an answer is a GrpcFailure.
+
+HTTP/2 itself is httpunk's, as in the server: a call takes two fifths of what grpc.aio takes for it. The rules are those
+of gRPC's PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import Any
+
+from httpunk import H2Reason, HeaderMap, HTTPunkError, StreamResetError
+
+from kservekit.codec import grpc_frames as frames
+from kservekit.errors import InvalidInput
+from kservekit.oip.grpc_connections import Connections, Link, Unreachable
+
+Metadata = Iterable[tuple[str, str]]
+
+MOST_BYTES = 2**32 - 1
+"""Of an answer: as many as gRPC's prefix can say."""
+
+_HEAD = (("content-type", frames.CONTENT_TYPE), ("te", "trailers"))
+_OF_HTTP = {400: "INTERNAL", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "UNIMPLEMENTED"} | dict.fromkeys(
+    (429, 502, 503, 504), "UNAVAILABLE"
+)
+_OF_RESET: dict[H2Reason | int, str] = {
+    H2Reason.REFUSED_STREAM: "UNAVAILABLE",
+    H2Reason.CANCEL: "CANCELLED",
+    H2Reason.ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED",
+}
+
+
+class GrpcFailure(Exception):
+    """`code` is the status code's name; `trailing` came with it. `by_server`: it said so itself, and nobody for it."""
+
+    def __init__(self, code: str, details: str, trailing: dict[str, str] | None = None, *, by_server: bool = False):
+        super().__init__(f"{code}: {details}")
+        self.code, self.details, self.by_server = code, details, by_server
+        self.trailing = trailing or {}
+
+
+class GrpcChannel:
+    """`host` is `name:port`; with `context` by TLS. Belongs to the loop that it is used on first."""
+
+    def __init__(self, host: str, context: ssl.SSLContext | None = None) -> None:
+        self._connections = Connections(host, context)
+
+    async def call(self, path: str, message: bytes, *, timeout_s: float, metadata: Metadata = ()) -> bytes:
+        """The one answer to the message; GrpcFailure for anything else."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = self._connections.at_once() or await self._connections.link()
+                found, status = [], {}
+                call = _Call(link, path, message, timeout_s, metadata)
+                try:
+                    async for answer in call.answers():
+                        found.append(answer)
+                    status = call.status()
+                finally:
+                    call.end()
+        except TimeoutError:
+            raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
+        except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
+            raise _as_failure(error) from error
+        if len(found) != 1:
+            raise GrpcFailure("INTERNAL", f"{len(found)} answers: expected one", status)
+        return found[0]
+
+    async def stream(
+        self, path: str, message: bytes, *, timeout_s: float, metadata: Metadata = ()
+    ) -> AsyncGenerator[bytes]:
+        """The answers, each when it is there; GrpcFailure for anything else."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        call: _Call | None = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                call = _Call(await self._connections.link(), path, message, timeout_s, metadata)
+            answers = call.answers()
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    answer = await anext(answers, None)
+                if answer is None:
+                    break
+                yield answer
+            call.status()
+        except TimeoutError:
+            raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
+        except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
+            raise _as_failure(error) from error
+        finally:
+            if call is not None:
+                call.end()
+
+    def unary_unary(
+        self,
+        path: str,
+        request_serializer: Callable[[Any], bytes],
+        response_deserializer: Callable[[bytes], Any],
+        **_: Any,
+    ) -> Callable[..., Awaitable[Any]]:
+        """What gRPC's generated stubs ask of a channel: a method of messages."""
+
+        async def call(message: Any, timeout: float = 60.0) -> Any:  # noqa: ASYNC109 - gRPC's name for it
+            return response_deserializer(await self.call(path, request_serializer(message), timeout_s=timeout))
+
+        return call
+
+    stream_stream = unary_stream = stream_unary = unary_unary
+    """Asked for by the same stubs, which use none of them here."""
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+
+class _Call:
+    """One stream of a connection. httpunk's own `request` cannot be given up before the answer's head is there, so
+    this is what it does, with the stream at hand."""
+
+    def __init__(self, link: Link, path: str, message: bytes, timeout_s: float, metadata: Metadata) -> None:
+        self._link, self._path, self._message = link, path, message
+        self._headers = HeaderMap((*_HEAD, (frames.TIMEOUT, frames.timeout(timeout_s)), *metadata))
+        self._driver: Any = link.connection._conn
+        self._stream: Any = None
+        self._whole = False
+        link.begin()
+
+    async def answers(self) -> AsyncGenerator[bytes]:
+        driver = self._driver
+        stream = self._stream = await driver._open_stream(
+            "POST", self._path, self._headers, end_stream=False, is_head=False
+        )
+        driver._send_body_background(stream, frames.framed(self._message))
+        await stream.headers_evt.wait()
+        if stream.status is None:
+            raise driver._stopped_error(stream, stream.stop)
+        reader = frames.Reader(MOST_BYTES)
+        async for data in driver._aiter_body(stream):
+            if stream.status != 200:
+                continue
+            for message, packed in reader.feed(data):
+                if packed:
+                    raise InvalidInput("a packed message, which nobody asked for")
+                yield message
+        if not reader.between:
+            raise InvalidInput("the answer ends within a message")
+        self._whole = True
+
+    def status(self) -> dict[str, str]:
+        """What came with the status, once the answers have ended; GrpcFailure for any but OK."""
+        stream = self._stream
+        said = stream.trailers or stream.headers
+        trailing = {name.decode(): value.decode("latin-1") for name, value in said.raw_items()}
+        number = trailing.get(frames.STATUS)
+        if number == "0":
+            return trailing
+        if number is None:
+            code = _OF_HTTP.get(stream.status, "UNKNOWN")
+            raise GrpcFailure(code, f"HTTP status {stream.status}, and no gRPC status with it", trailing)
+        known = number.isascii() and number.isdigit() and int(number) < len(frames.CODES)
+        code = frames.CODES[int(number)] if known else "UNKNOWN"
+        raise GrpcFailure(code, frames.percent_decoded(trailing.get(frames.MESSAGE, "")), trailing, by_server=True)
+
+    def end(self) -> None:
+        """Gives it up where it has not ended; the server is told so."""
+        if self._stream is not None and not self._whole:
+            self._driver._reset(self._stream, H2Reason.CANCEL)
+        self._link.end()
+
+
+def _as_failure(error: Exception) -> GrpcFailure:
+    if isinstance(error, StreamResetError):
+        return GrpcFailure(_OF_RESET.get(error.error_code, "INTERNAL"), str(error))
+    if isinstance(error, InvalidInput):
+        return GrpcFailure("INTERNAL", f"malformed answer: {error}")
+    return GrpcFailure("UNAVAILABLE", str(error) or type(error).__name__)

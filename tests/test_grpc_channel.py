@@ -1,0 +1,392 @@
+"""gRPC's client half: against gRPC's own server, ours on several addresses, and what answers wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+import grpc.aio
+import pytest
+from certificates import self_signed
+from httpunk.asyncio import H2ServerProtocol
+from test_grpc_http2 import LIMITS
+
+from kservekit.codec import grpc_frames as frames
+from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
+from kservekit.serving.grpc_http2 import GrpcServer
+
+
+class Foreign:
+    """Methods of gRPC's own server."""
+
+    def __init__(self):
+        self.started, self.ended = asyncio.Event(), asyncio.Event()
+        self.metadata = {}
+
+    async def echo(self, message, context):
+        self.metadata = dict(context.invocation_metadata())
+        self.seconds_left = context.time_remaining()
+        return message
+
+    async def refuse(self, message, context):
+        await context.abort(grpc.StatusCode.NOT_FOUND, "kein Modell »x«\n", (("retry-after", "3"),))
+
+    async def hang(self, message, context):
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+    async def count(self, requests, context):
+        async for message in requests:
+            for number in range(int(message)):
+                yield str(number).encode()
+        if message == b"2":
+            await context.abort(grpc.StatusCode.DATA_LOSS, "lost")
+
+    async def endless(self, requests, context):
+        try:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0)
+        finally:
+            self.ended.set()
+
+
+@asynccontextmanager
+async def foreign(**credentials):
+    methods = Foreign()
+    unary = {name: grpc.unary_unary_rpc_method_handler(getattr(methods, name)) for name in ("echo", "refuse", "hang")}
+    streams = {name: grpc.stream_stream_rpc_method_handler(getattr(methods, name)) for name in ("count", "endless")}
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    server = grpc.aio.server(options=options)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("S", unary | streams),))
+    if credentials:
+        port = server.add_secure_port("localhost:0", credentials["credentials"])
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield methods, port
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def ours(address, port, name):
+    """Our server, which answers with its own name."""
+
+    async def who(message, call):
+        return name
+
+    server = GrpcServer({"/S/who": who}, {}, LIMITS)
+    await server.start(socket.create_server((address, port)))
+    try:
+        yield server
+    finally:
+        await server.stop(1)
+
+
+@asynccontextmanager
+async def channel_to(host, context=None):
+    channel = GrpcChannel(host, context)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+async def answers(channel, name):
+    return await channel.call("/S/who", b"", timeout_s=20) == name
+
+
+async def until(holds, pause_s=0.0):
+    """Calls go on meanwhile: what is waited for happens beside them."""
+    while not await holds():  # noqa: ASYNC110 - nobody could set an event for it
+        await asyncio.sleep(pause_s)
+
+
+def run(test):
+    async def once():
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(once())
+
+
+def with_foreign(test):
+    async def once():
+        async with foreign() as (methods, port), channel_to(f"127.0.0.1:{port}") as channel:
+            await test(methods, channel)
+
+    run(once)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def pods(monkeypatch):
+    """The addresses that the name `pods` stands for; 127.0.0.0/8 is all of this machine."""
+    addresses = ["127.0.0.1", "127.0.0.2"]
+    real = socket.getaddrinfo
+
+    def resolve(host, port, *arguments, **options):
+        if host != "pods":
+            return real(host, port, *arguments, **options)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return addresses
+
+
+@pytest.mark.parametrize("size", [0, 1, frames.COPIED_BYTES, 6_000_000])
+def test_grpcs_own_server_gets_what_is_sent_and_its_answer_comes_back(size):
+    async def test(methods, channel):
+        message = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        sent = [("x-request-id", "r"), ("traceparent", "00-1-2-01")]
+        assert await channel.call("/S/echo", message, timeout_s=20, metadata=sent) == message
+        assert dict(sent).items() <= methods.metadata.items()
+        assert 15 < methods.seconds_left < 20.1
+
+    with_foreign(test)
+
+
+def test_a_status_comes_with_its_text_and_metadata():
+    async def test(methods, channel):
+        with pytest.raises(GrpcFailure) as found:
+            await channel.call("/S/refuse", b"", timeout_s=20)
+        assert (found.value.code, found.value.details) == ("NOT_FOUND", "kein Modell »x«\n")
+        assert found.value.trailing["retry-after"] == "3"
+        assert found.value.by_server
+        with pytest.raises(GrpcFailure, match="UNIMPLEMENTED"):
+            await channel.call("/S/nothing", b"", timeout_s=20)
+
+    with_foreign(test)
+
+
+def test_a_deadline_that_passes_ends_the_call_at_the_server_too():
+    async def test(methods, channel):
+        with pytest.raises(GrpcFailure) as found:
+            await channel.call("/S/hang", b"", timeout_s=0.2)
+        assert (found.value.code, found.value.by_server) == ("DEADLINE_EXCEEDED", False)
+        await methods.ended.wait()
+        assert await channel.call("/S/echo", b"next", timeout_s=20) == b"next"
+
+    with_foreign(test)
+
+
+def test_a_call_that_is_given_up_ends_at_the_server_too():
+    async def test(methods, channel):
+        call = asyncio.create_task(channel.call("/S/hang", b"", timeout_s=20))
+        await methods.started.wait()
+        call.cancel()
+        await methods.ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await channel.call("/S/echo", b"next", timeout_s=20) == b"next"
+
+    with_foreign(test)
+
+
+def test_answers_of_a_stream_come_one_by_one_and_an_error_after_them():
+    async def test(methods, channel):
+        assert [each async for each in channel.stream("/S/count", b"3", timeout_s=20)] == [b"0", b"1", b"2"]
+        answers = channel.stream("/S/count", b"2", timeout_s=20)
+        assert [await anext(answers), await anext(answers)] == [b"0", b"1"]
+        with pytest.raises(GrpcFailure, match="DATA_LOSS: lost"):
+            await anext(answers)
+        endless = channel.stream("/S/endless", b"", timeout_s=20)
+        assert await anext(endless) == b"more"
+        await endless.aclose()
+        await methods.ended.wait()
+
+    with_foreign(test)
+
+
+def test_many_calls_at_once_each_get_their_own_answer():
+    async def test(methods, channel):
+        sent = [str(number).encode() * (number % 97) for number in range(500)]
+        calls = [channel.call("/S/echo", message, timeout_s=20) for message in sent]
+        assert await asyncio.gather(*calls) == sent
+
+    with_foreign(test)
+
+
+def test_calls_go_round_all_addresses_of_a_name_leave_out_one_that_is_gone_and_come_back_to_it(pods, port):
+    async def who(channel, count):
+        return {await channel.call("/S/who", b"", timeout_s=20) for _ in range(count)}
+
+    async def both(channel):
+        return len(await who(channel, 2)) == 2
+
+    async def test():
+        async with channel_to(f"pods:{port}") as channel, ours("127.0.0.1", port, b"one"):
+            async with ours("127.0.0.2", port, b"two"):
+                await until(lambda: both(channel))  # a connection is made in its own time
+                turns = [await channel.call("/S/who", b"", timeout_s=20) for _ in range(10)]
+                assert turns.count(b"one") == 5
+            assert await who(channel, 10) == {b"one"}
+            async with ours("127.0.0.2", port, b"two"):
+                await until(lambda: both(channel), 0.01)
+
+    run(test)
+
+
+def test_addresses_that_a_name_gets_and_loses_are_followed(pods, port, monkeypatch):
+    monkeypatch.setattr("kservekit.oip.grpc_connections.LOOK_UP_S", 0)
+    pods.remove("127.0.0.2")
+
+    async def test():
+        async with (
+            channel_to(f"pods:{port}") as channel,
+            ours("127.0.0.1", port, b"one"),
+            ours("127.0.0.2", port, b"two"),
+        ):
+            assert await channel.call("/S/who", b"", timeout_s=20) == b"one"
+            pods[:] = ["127.0.0.2"]
+            await until(lambda: answers(channel, b"two"))
+            pods.clear()  # what is known is kept
+            for _ in range(20):
+                assert await channel.call("/S/who", b"", timeout_s=20) == b"two"
+                await asyncio.sleep(0)
+
+    run(test)
+
+
+def test_nobody_there_is_unavailable_at_once_and_found_when_it_comes(port):
+    async def test():
+        async with channel_to(f"127.0.0.1:{port}") as channel:
+            for _ in range(3):
+                with pytest.raises(GrpcFailure, match=r"UNAVAILABLE: 127\.0\.0\.1: "):
+                    await channel.call("/S/who", b"", timeout_s=20)
+            async with ours("127.0.0.1", port, b"here"):
+                while True:
+                    try:
+                        assert await channel.call("/S/who", b"", timeout_s=20) == b"here"
+                        break
+                    except GrpcFailure as error:
+                        assert error.code == "UNAVAILABLE"  # noqa: PT017 - it is left alone for a while
+                        await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_a_name_that_nobody_knows_is_unavailable(pods, port):
+    pods.clear()
+
+    async def test():
+        async with channel_to(f"pods:{port}") as channel:
+            with pytest.raises(GrpcFailure, match="UNAVAILABLE: pods is not known"):
+                await channel.call("/S/who", b"", timeout_s=20)
+
+    run(test)
+
+
+def test_what_is_under_way_when_a_server_goes_is_answered_and_the_next_call_finds_the_next_server(port):
+    async def test():
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(message, call):
+            started.set()
+            await go_on.wait()
+            return b"done"
+
+        async with channel_to(f"127.0.0.1:{port}") as channel, ours("127.0.0.1", port, b"first") as server:
+            server.unary["/S/slowly"] = slowly
+            under_way = asyncio.create_task(channel.call("/S/slowly", b"", timeout_s=20))
+            await started.wait()
+            stopping = asyncio.create_task(server.stop(20))
+            await asyncio.sleep(0)
+            assert not server._listener.is_serving()  # the port is free
+            async with ours("127.0.0.1", port, b"second"):
+                await until(lambda: answers(channel, b"second"))
+                go_on.set()
+                assert await under_way == b"done"
+                await stopping
+
+    run(test)
+
+
+def test_tls_is_checked_for_its_issuer_and_its_name(tmp_path):
+    file = self_signed("localhost", tmp_path)
+    private, _, public = file.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
+
+    async def test():
+        credentials = grpc.ssl_server_credentials([(private, b"-----BEGIN CERTIFICATE-----" + public)])
+        async with foreign(credentials=credentials) as (_, port):
+            trusting = ssl.create_default_context(cafile=file)
+            async with channel_to(f"localhost:{port}", trusting) as channel:
+                assert await channel.call("/S/echo", b"safe", timeout_s=20) == b"safe"
+            async with channel_to(f"127.0.0.1:{port}", trusting) as channel:
+                with pytest.raises(GrpcFailure, match=r"UNAVAILABLE.*certificate is not valid for '127"):
+                    await channel.call("/S/echo", b"", timeout_s=20)
+            async with channel_to(f"localhost:{port}", ssl.create_default_context()) as channel:
+                with pytest.raises(GrpcFailure, match=r"UNAVAILABLE.*self-signed"):
+                    await channel.call("/S/echo", b"", timeout_s=20)
+
+    run(test)
+
+
+class Wrong(H2ServerProtocol):
+    """Answers with what the test has set."""
+
+    answer: ClassVar = {}
+
+    async def handle(self, request):
+        await request.read()
+        await request.respond(**self.answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        ({"status": 503, "body": b"upstream"}, "UNAVAILABLE: HTTP status 503"),
+        ({"status": 404}, "UNIMPLEMENTED: HTTP status 404"),
+        ({"status": 200, "body": b"<html>"}, "INTERNAL: malformed answer"),
+        ({"status": 200}, "UNKNOWN: HTTP status 200"),
+        ({"status": 200, "headers": {"grpc-status": "99"}}, "UNKNOWN: "),
+        ({"status": 200, "headers": {"grpc-status": "0"}}, "INTERNAL: 0 answers"),
+        ({"status": 200, "body": b"\0\0\0\0\5ab", "trailers": {"grpc-status": "0"}}, "ends within a message"),
+        ({"status": 200, "body": b"\1\0\0\0\1a", "trailers": {"grpc-status": "0"}}, "packed"),
+    ],
+)
+def test_an_answer_that_is_none_is_a_failure_and_not_a_hang(answer, failure, monkeypatch):
+    monkeypatch.setattr(Wrong, "answer", answer)
+
+    async def test():
+        server = await asyncio.get_running_loop().create_server(Wrong, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with channel_to(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(GrpcFailure, match=failure):
+                await channel.call("/S/who", b"", timeout_s=20)
+        server.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["HTTP/1.1", "silence and the end"])
+def test_what_speaks_no_http2_is_unavailable(words):
+    async def say(reader, writer):
+        await reader.read(24)
+        writer.write(words)
+        writer.close()
+
+    async def test():
+        server = await asyncio.start_server(say, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with channel_to(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(GrpcFailure, match="UNAVAILABLE"):
+                await channel.call("/S/who", b"", timeout_s=20)
+        server.close()
+
+    run(test)
