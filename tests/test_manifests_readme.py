@@ -8,8 +8,9 @@ import pytest
 import yaml
 from rendered_manifests import COMPONENTS, MANIFESTS, ROOT, SCENARIOS, WHOLE, kubectl, label, rendered
 
-from kservekit.manifests.check import check_kustomization, read_documents
+from kservekit.manifests.check import check_kustomization
 from kservekit.manifests.composition import components
+from kservekit.manifests.lint.reading import read_documents
 
 PAGES = sorted(MANIFESTS.rglob("*.md"))
 README = (MANIFESTS / "README.md").read_text(encoding="utf-8")

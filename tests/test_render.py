@@ -8,7 +8,7 @@ import yaml
 from rendered_manifests import MANIFESTS, SCENARIOS, WHOLE, label, rendered
 
 from kservekit import cli
-from kservekit.manifests.check import read_documents
+from kservekit.manifests.lint.reading import read_documents
 from kservekit.manifests.render import as_yaml, in_order, kept_form
 from kservekit.manifests.render_command import run
 
