@@ -46,11 +46,10 @@ class Component:
             return "Knative"
         return "Standard" if KNATIVE in self.excludes else ""
 
-    @property
-    def in_other_mode(self) -> Component | None:
-        """Its counterpart, where that is for another mode than this one."""
+    def instead(self, mode: str) -> Component | None:
+        """What a mode takes in its place, where it has something of its own."""
         other = named(self.other_mode)[-1] if self.other_mode else None
-        return other if other and other.mode and other.mode != self.mode else None
+        return other if other and (other.mode == mode or self.mode not in ("", mode)) else None
 
 
 def names() -> list[str]:
@@ -69,8 +68,8 @@ def for_mode(wanted: Iterable[str], mode: str) -> list[str]:
     """The same in this mode: one of the other mode gives way to its counterpart; CannotStart where it has none."""
     found: list[str] = [KNATIVE] if mode == "Knative" else []
     for component in (named(name)[-1] for name in wanted):
-        other = component.in_other_mode
-        if other and other.mode == mode:
+        other = component.instead(mode)
+        if other:
             found.append(other.name)
         elif component.mode in ("", mode):
             found.append(component.name)

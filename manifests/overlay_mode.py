@@ -19,16 +19,17 @@ def rendered_in(folder: Path, wanted: str) -> str:
     if not wanted or not base or modes <= {wanted}:
         return text
     found = components(folder)
-    bound = [component for component in found if component.mode not in ("", wanted) or component.in_other_mode]
+    bound = [component for component in found if component.mode not in ("", wanted) or component.instead(wanted)]
     if bound:
+        ways_out = "; ".join(_way_out(component, wanted) for component in bound)
         raise CannotStart(
-            f"{folder} cannot be in {wanted} mode as it is: {'; '.join(map(_way_out, bound))}. "
+            f"{folder} cannot be in {wanted} mode as it is: {ways_out}. "
             "Do that in an overlay of its own, or write a values file, whose components follow the mode"
         )
     above = {"resources": [folder], "components": [base.parent / "components" / KNATIVE]}
     return kustomized(above, f"{folder} with the component {KNATIVE}")
 
 
-def _way_out(component: Component) -> str:
-    other = component.in_other_mode
+def _way_out(component: Component, mode: str) -> str:
+    other = component.instead(mode)
     return f"instead of {component.name} take {other.name}" if other else f"take {component.name} away"
