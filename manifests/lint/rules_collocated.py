@@ -27,8 +27,8 @@ from kservekit.manifests.pods import MODELS, argument, model_of
 """,
 )
 def collocated_knows_its_host(case: Case) -> Found:
-    for pod, container, place in case.transformers():
-        if pod.component == "predictor" and not argument(container, "--predictor_host"):
+    for container, place in case.collocated():
+        if not argument(container, "--predictor_host"):
             yield place, "has no --predictor_host: KServe adds it to a separate transformer alone; write localhost:8001"
 
 
@@ -134,8 +134,8 @@ def collocated_host_listens(case: Case) -> Found:
 """,
 )
 def collocated_has_a_name(case: Case) -> Found:
-    for pod, container, place in case.transformers():
-        if pod.component == "predictor" and argument(container, "--model_name") is None:
+    for container, place in case.collocated():
+        if argument(container, "--model_name") is None:
             yield place, "has no --model_name: KServe adds it to a separate transformer alone"
 
 
