@@ -160,8 +160,8 @@ def steps_have_names_of_their_own(case: Case) -> Found:
     "KSV709",
     WARNING,
     "a graph's step to a service that is not among these, and nearly is",
-    why="serviceName is an InferenceService of the same namespace, and not another graph; with a slip the first request "
-    "is answered with 500.",
+    why="serviceName is an InferenceService of the same namespace, and not another graph; with a slip the first "
+    "request is answered with 500.",
     mend="Take the name that is offered; a graph is a serviceUrl, or a node of this one.",
     source="pkg/controller/v1alpha1/inferencegraph/controller.go, website#433",
     kinds=GRAPH,
