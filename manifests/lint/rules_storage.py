@@ -41,7 +41,7 @@ def storage_is_one(case: Case) -> Found:
     why="The webhook takes the prefixes that KServe's storage initializer knows, or that a ClusterStorageContainer "
     "names.",
     mend="gs, s3, pvc, hf, oci, https, hdfs, webhdfs; or a ClusterStorageContainer among these files.",
-    source="v1beta1/utils.go:48",
+    source="v1beta1/utils.go:48; kserve_storage.py of 0.21",
     example="""
    predictor:
      model:
@@ -54,11 +54,12 @@ def scheme_is_known(case: Case) -> Found:
     known = {*SCHEMES}
     versions = kserve_versions()
     if versions.index(case.kserve) > versions.index("0.20"):
-        known |= {"oci+fetch"}
+        known |= {"oci+fetch", "modelscope", "ms"}
     for place, uri in _uris(case):
         scheme, is_uri, _ = uri.partition("://")
         if is_uri and scheme not in known and scheme != "placeholder" and not case.around.of("ClusterStorageContainer"):
-            yield place, f"is {uri[:60]!r}: KServe knows {', '.join(sorted(known))}"
+            listed = ", ".join(sorted(known))
+            yield place, f"is {uri[:60]!r}: KServe knows {listed}, and what a ClusterStorageContainer names"
 
 
 @rule(
