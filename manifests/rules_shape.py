@@ -10,6 +10,8 @@ from kservekit.manifests.finding import Finding
 from kservekit.manifests.pods import WORKLOADS, Document
 from kservekit.manifests.schema import Place, shown
 
+KINDS: dict[type, str] = {dict: "a map", list: "a list", str: "a text"}
+
 
 def check_shape(document: Document) -> Iterator[Finding]:
     metadata = document.get("metadata")
@@ -38,11 +40,13 @@ def _faults(document: Document) -> Iterator[tuple[Place, str]]:
 
 
 def _containers(document: Document) -> Iterator[tuple[Place, str]]:
-    place, value = (), document
+    value: Any = document
+    place: Place = ()
     for step in ("spec", "template", "spec", "containers"):
         place, value = (*place, step), value.get(step)
-        if not isinstance(value, list if step == "containers" else dict):
-            yield from _is(value, list if step == "containers" else dict, place)
+        kind = list if step == "containers" else dict
+        if not isinstance(value, kind):
+            yield from _is(value, kind, place)
             return
     for number, container in enumerate(value):
         yield from _is(container, dict, (*place, number))
@@ -70,7 +74,7 @@ def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
 
 
 def _is(value: Any, kind: type, place: Place) -> Iterator[tuple[Place, str]]:
-    expected = {dict: "a map", list: "a list", str: "a text"}[kind]
+    expected = KINDS[kind]
     if value is None:
         yield place, f"is missing, and must be there: expected {expected}"
     elif not isinstance(value, kind):
