@@ -14,6 +14,13 @@ MODE = "serving.kserve.io/deploymentMode"
 MODES = {"Serverless": "Knative", "RawDeployment": "Standard", "Knative": "Knative", "Standard": "Standard"}
 """KServe's words for its modes, the old ones too, and what it writes instead of them since 0.16."""
 
+MODELS = "kserve-container"
+
+TRANSFORMER = "transformer-container"
+"""A collocated transformer, by which name KServe merges a runtime's with the InferenceService's."""
+
+WORKLOADS = ("Deployment", "DaemonSet", "StatefulSet", "Job")
+
 FORMATS = (
     *("huggingface", "lightgbm", "onnx", "paddle", "pmml"),
     *("pytorch", "sklearn", "tensorflow", "triton", "xgboost"),
@@ -41,7 +48,7 @@ class Pod:
     def place_of(self, container: dict[str, Any]) -> Place:
         """Where a container stands; one that is merged with its runtime's, at the model."""
         for number, own in enumerate(self.spec.get("containers") or []):
-            if own is container:
+            if own is container or own.get("name") == container.get("name") == TRANSFORMER:
                 return (*self.place, "containers", number)
         return (*self.place, *filter(None, [model_of(self.spec)[0]]))
 
@@ -99,8 +106,12 @@ def _pod(service: Document, component: str, spec: dict[str, Any], runtimes: dict
         runtime = runtimes.get(model.get("runtime", ""), {}).get("spec", {})
         volumes += runtime.get("volumes") or []
         for container in runtime.get("containers") or []:
-            is_models = container.get("name") == "kserve-container"
-            containers.append(_merged(container, model) if is_models else container)
+            called = container.get("name")
+            own = [number for number, item in enumerate(containers) if item.get("name") == called == TRANSFORMER]
+            if own:
+                containers[own[0]] = _merged(container, containers[own[0]])
+            else:
+                containers.append(_merged(container, model) if called == MODELS else container)
     return Pod(service, component, ("spec", component), spec, containers, volumes)
 
 

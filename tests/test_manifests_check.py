@@ -8,10 +8,11 @@ import yaml
 from rendered_manifests import MANIFESTS, SCENARIOS, kustomize, rendered
 
 from kservekit.errors import CannotStart
-from kservekit.manifests.check import check_kustomization, check_manifests, read_documents
+from kservekit.manifests.check import check_kustomization, check_manifests
 from kservekit.manifests.composition import components, versions
 from kservekit.manifests.knative_features import knative_features
-from kservekit.manifests.schema import check_schema, kserve_versions
+from kservekit.manifests.lint.reading import read_documents
+from kservekit.manifests.schema import check_schema, kserve_versions, within
 
 STANDARD, KNATIVE = MANIFESTS / "overlays/production-standard", MANIFESTS / "overlays/production-knative"
 SEPARATE = SCENARIOS / "triton-on-cpu"
@@ -258,13 +259,57 @@ def test_what_has_to_be_enabled_in_knative_is_listed():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [", "this is not YAML"),
-        ("- 1", r"this is no Kubernetes object: '\[1\]': expected apiVersion and kind"),
+        ("a: [", "manifests:2:1: not YAML: while parsing a flow node"),
+        ("- 1", "manifests:1:1: a list where an object belongs: expected apiVersion and kind"),
     ],
 )
 def test_what_is_no_manifest_is_said_to_be_none(text, expected):
     with pytest.raises(CannotStart, match=expected):
         read_documents(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "expected"),
+    [
+        ("InferenceService", ("metadata",), True, "InferenceService/? metadata: is True: expected a map"),
+        ("ConfigMap", ("metadata",), None, "ConfigMap/? metadata: is missing, and must be there: expected a map"),
+        ("InferenceService", ("metadata", "annotations"), ["a"], "metadata.annotations: is ['a']: expected a map"),
+        ("ServiceAccount", ("metadata", "labels"), {"a": 1}, "metadata.labels.a: is 1: expected a text"),
+        ("InferenceService", ("metadata", "name"), 7, "InferenceService/7 metadata.name: is 7: expected a text"),
+        ("InferenceService", ("kind",), None, "kind: is missing, and must be there: expected a text"),
+        ("Secret", ("data",), {"A": "%"}, "data.A: is no base64: what is not base64 belongs in stringData"),
+        ("Deployment", ("spec", "template"), [], "Deployment/photo-redis spec.template: is []: expected a map"),
+        ("InferenceService", ("spec",), "x", "InferenceService/photo spec: is 'x': expected object"),
+    ],
+)
+def test_what_has_the_wrong_shape_is_told_so(kind, path, value, expected):
+    found = changed(STANDARD, path, value, kind)
+    assert len(found) == 1
+    assert found[0].endswith(expected)
+
+
+def test_nothing_of_the_wrong_kind_ends_the_check():
+    """Each value in turn becomes something else; every second time null, which a cluster takes for absent."""
+    junk = ["", -1, [], {}, [None], {"a": None}, True, [{}], {"name": []}]
+    documents = read_documents(rendered(STANDARD))
+    tried = 0
+    for number, document in enumerate(documents):
+        for place, _ in within(document):
+            given = list(documents)
+            given[number] = part = copy.deepcopy(document)
+            for step in place[:-1]:
+                part = part[step]
+            part[place[-1]] = None if tried % 2 else junk[tried // 2 % len(junk)]
+            check_manifests(given, ("0.21",))
+            tried += 1
+    assert tried > 400
+
+
+def test_a_prefix_that_does_not_reach_a_query_of_prometheus_is_found(tmp_path):
+    folder = overlay(tmp_path, "gpu", "monitoring-triton", "autoscaling-keda", namePrefix="team-a-")
+    found = findings(folder)
+    assert len(found) == 3
+    assert all("query: asks Prometheus for 'photo', which is no InferenceService among these" in line for line in found)
 
 
 def test_a_version_that_nobody_knows_and_a_folder_that_is_none_are_named(tmp_path):
@@ -282,5 +327,5 @@ def test_a_rule_of_a_component_that_is_misspelt_is_named(tmp_path):
     component = {"kind": "Component", "metadata": {"annotations": {"kservekit/need": "gpu"}}}
     (tmp_path / "mine/kustomization.yaml").write_text(yaml.dump(component))
     (tmp_path / "kustomization.yaml").write_text(yaml.dump({"components": ["mine"]}))
-    with pytest.raises(CannotStart, match="kservekit/need is no rule: expected needs, excludes, after or kserve"):
+    with pytest.raises(CannotStart, match="kservekit/need is no rule: expected needs, excludes, after, kserve"):
         components(tmp_path)

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from rendered_manifests import COMPONENTS, MANIFESTS, ROOT, SCENARIOS, WHOLE, kubectl, label, rendered
 
-from kservekit.manifests.check import check_kustomization, read_documents
+from kservekit.manifests.check import check_kustomization
 from kservekit.manifests.composition import components
+from kservekit.manifests.lint.reading import read_documents
+from kservekit.manifests.render_command import run
 
 PAGES = sorted(MANIFESTS.rglob("*.md"))
 README = (MANIFESTS / "README.md").read_text(encoding="utf-8")
@@ -69,6 +71,20 @@ def test_the_table_of_scenarios_is_whole_and_says_what_is_in_them():
         if name != "own-names":
             found = [component.name for component in components(SCENARIOS / name)]
             assert set(re.split(r", *", cells)) <= set(found), name
+
+
+def test_the_values_file_is_right_and_every_key_is_in_its_table(tmp_path):
+    section = README.partition("## Without a kustomization\n")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`[^|]*) \|", section, re.M)
+    listed = {key for cell in first_cells for key in re.findall(r"`(\w+)", cell)}
+    schema = yaml.safe_load((MANIFESTS / "schemas/values.yaml").read_text(encoding="utf-8"))
+    assert listed == {*schema["properties"]} - {"apiVersion", "kind"}
+    example = re.search(r"^```yaml\n(apiVersion: kservekit.*?)^```$", README, re.M | re.S).group(1)
+    (tmp_path / "photo.yaml").write_text(example)
+    for mode in ("Standard", "Knative"):
+        said = []
+        assert run([str(tmp_path / "photo.yaml"), "--mode", mode], said.append, said.append) == 0
+        assert len(said) == 1
 
 
 def test_the_example_of_ones_own_service_is_right(tmp_path):

@@ -12,7 +12,7 @@ from rendered_manifests import MANIFESTS, SCENARIOS, WHOLE, label, rendered
 
 from kservekit import config
 from kservekit.local.server import LocalServer
-from kservekit.manifests.check import read_documents
+from kservekit.manifests.lint.reading import read_documents
 from kservekit.manifests.pods import is_ours, of_kind, pods
 from kservekit.serving.flags import flags_parser
 from kservekit.target import load_target

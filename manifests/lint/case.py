@@ -32,6 +32,12 @@ KSERVES_TRITON = "kserve-tritonserver"
 TRITON_PORTS = {"http": 8080, "grpc": 9000}
 """Of KServe's own runtime for Triton."""
 
+SERVERS_FLAGS = (
+    *("--model_name", "--http_port", "--grpc_port", "--predictor_host", "--predictor_protocol", "--protocol"),
+    *("--workers", "--enable_predictor_health_check"),
+)
+"""Of KServe's Python server."""
+
 V2_FORMATS = ("triton", "tensorrt", "onnx")
 """Whose servers speak the Open Inference Protocol alone."""
 
@@ -179,6 +185,12 @@ class Case:
             is_first = pod.component == "transformer" and container is pod.containers[0]
             if is_first or (pod.component == "predictor" and container.get("name") == "transformer-container"):
                 yield pod, container, place
+
+    def collocated(self) -> Iterator[tuple[dict[str, Any], Place]]:
+        """Collocated transformers that are KServe's server, as far as their flags say: others have other flags."""
+        for pod, container, place in self.transformers():
+            if pod.component == "predictor" and any(argument(container, flag) is not None for flag in SERVERS_FLAGS):
+                yield container, place
 
     @property
     def speaks_v2_only(self) -> bool:

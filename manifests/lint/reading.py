@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kservekit.errors import KServeKitError
+from kservekit.errors import CannotStart
 from kservekit.manifests.pods import Document
 from kservekit.manifests.schema import Place
 
@@ -32,7 +32,7 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "
 _STRING = "tag:yaml.org,2002:str"
 
 
-class Unreadable(KServeKitError):
+class Unreadable(CannotStart):
     """One line: the file, the line, the column, what is there, and the way out."""
 
     def __init__(self, source: str, mark: Mark | None, what: str) -> None:
@@ -84,6 +84,14 @@ def read(text: str, source: str) -> tuple[list[Entry], list[Unreadable]]:
             error = _is_helm(source, text, (templates[0] + 1, before[templates[0]].index("{{") + 1))
         refused.append(error)
     return entries, refused
+
+
+def read_documents(text: str, source: str = "manifests") -> list[Document]:
+    """The objects alone; Unreadable where something is none."""
+    entries, refused = read(text, source)
+    if refused:
+        raise refused[0]
+    return [entry.document for entry in entries]
 
 
 def _is_helm(source: str, text: str, mark: Mark) -> Unreadable:

@@ -7,13 +7,14 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from kservekit.errors import KServeKitError
 from kservekit.manifests.lint.rule import ERROR, NOTE, WARNING, Rule
 from kservekit.manifests.lint.run import Fault
 from kservekit.manifests.lint.table import RULES
 
-_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+_SARIF = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
 def as_text(faults: Sequence[Fault], refused: Sequence[KServeKitError], summary: str) -> str:
@@ -55,6 +56,7 @@ def as_sarif(faults: Sequence[Fault], refused: Sequence[KServeKitError], version
     driver: dict[str, Any] = {"name": "kservekit", "version": version, "rules": [_sarif_rule(RULES[id]) for id in used]}
     run = {
         "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
         "results": [
             {
                 "ruleId": fault.rule,
@@ -64,7 +66,7 @@ def as_sarif(faults: Sequence[Fault], refused: Sequence[KServeKitError], version
                 "locations": [
                     {
                         "physicalLocation": {
-                            "artifactLocation": {"uri": fault.source.replace("\\", "/")},
+                            "artifactLocation": {"uri": quote(fault.source.replace("\\", "/"))},
                             "region": {"startLine": fault.line, "startColumn": fault.column},
                         }
                     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kservekit.manifests.lint.case import TRITON_PORTS, V2_FORMATS, Case, environment, flag_place, format_of, number
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.pods import argument
+from kservekit.manifests.pods import MODELS, argument, model_of
 
 
 @rule(
@@ -27,9 +27,40 @@ from kservekit.manifests.pods import argument
 """,
 )
 def collocated_knows_its_host(case: Case) -> Found:
-    for pod, container, place in case.transformers():
-        if pod.component == "predictor" and not argument(container, "--predictor_host"):
+    for container, place in case.collocated():
+        if not argument(container, "--predictor_host"):
             yield place, "has no --predictor_host: KServe adds it to a separate transformer alone; write localhost:8001"
+
+
+@rule(
+    "KSV219",
+    ERROR,
+    "several containers, and the first is not kserve-container",
+    why="Of a predictor without model KServe writes the container kserve-container over the first in the list: another "
+    "one that stands there is lost, and where none is called so the controller ends in a nil pointer. A single one is "
+    "renamed.",
+    mend="name: kserve-container, and first.",
+    source="pkg/controller/v1beta1/inferenceservice/components/predictor.go, v1beta1/predictor_custom.go",
+    modes=("Standard", "Knative"),
+    example="""
+   predictor:
+     containers:
+-      - name: photo
++      - name: kserve-container
+         image: example.com/photo:1
+         ports: [{containerPort: 8080, protocol: TCP}]
+       - name: exporter
+         image: example.com/exporter:1
+""",
+)
+def first_is_the_models(case: Case) -> Found:
+    containers = case.predictor.get("containers") or []
+    if len(containers) < 2 or model_of(case.predictor)[0]:
+        return
+    names = [container.get("name") for container in containers]
+    if names[0] and names[0] != MODELS:
+        lost = f"is lost: KServe writes {MODELS} over the first" if MODELS in names else f"and none is {MODELS}"
+        yield ("spec", "predictor", "containers", 0, "name"), f"is {names[0]!r}, {lost}: put {MODELS} first"
 
 
 @rule(
@@ -103,8 +134,8 @@ def collocated_host_listens(case: Case) -> Found:
 """,
 )
 def collocated_has_a_name(case: Case) -> Found:
-    for pod, container, place in case.transformers():
-        if pod.component == "predictor" and argument(container, "--model_name") is None:
+    for container, place in case.collocated():
+        if argument(container, "--model_name") is None:
             yield place, "has no --model_name: KServe adds it to a separate transformer alone"
 
 

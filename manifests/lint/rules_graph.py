@@ -160,9 +160,10 @@ def steps_have_names_of_their_own(case: Case) -> Found:
     "KSV709",
     WARNING,
     "a graph's step to a service that is not among these, and nearly is",
-    why="serviceName is an InferenceService of the same namespace; a slip answers 500 at the first request.",
-    mend="Take the name that is offered.",
-    source="pkg/controller/v1alpha1/inferencegraph/controller.go",
+    why="serviceName is an InferenceService of the same namespace, and not another graph; with a slip the first "
+    "request is answered with 500.",
+    mend="Take the name that is offered; a graph is a serviceUrl, or a node of this one.",
+    source="pkg/controller/v1alpha1/inferencegraph/controller.go, website#433",
     kinds=GRAPH,
     example="""
  apiVersion: serving.kserve.io/v1alpha1
@@ -185,9 +186,12 @@ def steps_have_names_of_their_own(case: Case) -> Found:
 )
 def services_are_there(case: Case) -> Found:
     services = [name(found) for found in case.around.of("InferenceService") if _same_space(case, namespace(found))]
+    graphs = [name(found) for found in case.around.of("InferenceGraph") if _same_space(case, namespace(found))]
     for _, place, step in steps(case):
         called = step.get("serviceName")
-        if called and called not in services:
+        if called in graphs and called not in services:
+            yield (*place, "serviceName"), f"is {called!r}, an InferenceGraph: give its serviceUrl"
+        elif called and called not in services:
             close = difflib.get_close_matches(called, services, n=1, cutoff=0.85)
             if close:
                 yield (*place, "serviceName"), f"is {called!r}, which is not among these; did you mean {close[0]}?"

@@ -168,6 +168,38 @@ def memory_has_a_target(case: Case) -> Found:
 
 
 @rule(
+    "KSV518",
+    ERROR,
+    "a goal of the HPA that is no percentage",
+    why="With autoscalerClass hpa the webhook wants scaleTarget from 1 to 100, of CPU and of memory: it is percent of "
+    "what is requested, and not requests at once.",
+    mend="A percentage; requests at once are for Knative, or for KEDA with a query.",
+    source="v1beta1/inference_service_validation.go, validateScalingHPACompExtension",
+    modes=("Standard",),
+    example="""
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata:
+   name: photo
+   annotations:
+     serving.kserve.io/deploymentMode: Standard
+     serving.kserve.io/autoscalerClass: hpa
+ spec:
+   predictor:
+     scaleMetric: cpu
+-    scaleTarget: 500
++    scaleTarget: 80
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}
+""",
+)
+def goal_is_a_percentage(case: Case) -> Found:
+    for pod in case.pods:
+        goal = pod.spec.get("scaleTarget")
+        if case.autoscaler == "hpa" and goal is not None and not 1 <= goal <= 100:
+            yield (*pod.place, "scaleTarget"), f"is {goal}: KServe's HPA takes 1 to 100, percent of the request"
+
+
+@rule(
     "KSV516",
     NOTE,
     "limits for an autoscaler that is not there",

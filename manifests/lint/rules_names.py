@@ -84,8 +84,14 @@ def name_is_a_label(case: Case) -> Found:
 """,
 )
 def no_python_path(case: Case) -> Found:
-    for _, container, place in case.containers():
-        if "PYTHONPATH" in environment(container):
+    everywhere = [(place, part) for place, part in case.parts()]
+    for component in ("predictor", "transformer", "explainer"):
+        spec = case.spec.get(component) or {}
+        for path in (("initContainers",), ("workerSpec", "containers"), ("workerSpec", "initContainers")):
+            listed = (spec.get("workerSpec") or {} if len(path) > 1 else spec).get(path[-1]) or []
+            everywhere += [(("spec", component, *path, number), item) for number, item in enumerate(listed)]
+    for place, part in everywhere:
+        if "PYTHONPATH" in environment(part):
             yield (*place, "env"), "KServe refuses PYTHONPATH since 0.18: set it in the image"
 
 
@@ -206,6 +212,37 @@ def annotations_are_known(case: Case) -> Found:
             yield (
                 ("metadata", "annotations", key),
                 f"KServe knows no such annotation; did you mean {by_small[close[0]]}?",
+            )
+
+
+@rule(
+    "KSV115",
+    WARNING,
+    "the address of a store on an InferenceService",
+    why="KServe reads the annotations s3-endpoint, s3-region, s3-usehttps and their like of the Secret and the "
+    "ServiceAccount with the credentials: on an InferenceService nobody reads them, and AWS is asked for the model.",
+    mend="On the Secret, which a ServiceAccount lists, which serviceAccountName names.",
+    source="pkg/credentials/s3/s3_secret.go",
+    example="""
+ apiVersion: serving.kserve.io/v1beta1
+ kind: InferenceService
+ metadata:
+   name: photo
+   annotations:
+     serving.kserve.io/deploymentMode: Standard
+-    serving.kserve.io/s3-endpoint: minio.storage:9000
+ spec:
+   predictor:
++    serviceAccountName: with-a-secret-for-s3
+     model: {modelFormat: {name: sklearn}, storageUri: s3://models/photo}
+""",
+)
+def store_is_said_where_it_is_read(case: Case) -> Found:
+    for key in case.annotations:
+        if key.startswith(f"{PREFIX}s3-"):
+            yield (
+                ("metadata", "annotations", key),
+                "is read of the Secret or ServiceAccount with the credentials alone: put it there",
             )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from kservekit.manifests.lint.case import Case, format_of
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.pods import gpus
+from kservekit.manifests.pods import gpus, model_of
 
 REFUSED_BY_KNATIVE = {
     "terminationGracePeriodSeconds": "the component's timeout is the grace period there",
@@ -105,6 +106,39 @@ def knative_takes_it(case: Case) -> Found:
 
 
 @rule(
+    "KSV912",
+    WARNING,
+    "more asked for than KServe's own limit allows",
+    why="A custom container that names no limit gets those of KServe's ConfigMap, 1 CPU and 2Gi as it is shipped: a "
+    "request above that makes a pod that Kubernetes refuses.",
+    mend="Limits beside the requests.",
+    source="v1beta1/inference_service_defaults.go, setResourceRequirementDefaults; config/configmap (resource)",
+    modes=("Standard", "Knative"),
+    example="""
+   predictor:
+     containers:
+       - name: kserve-container
+         image: example.com/photo:1
+         resources:
+           requests: {cpu: "2"}
++          limits: {cpu: "2"}
+""",
+)
+def requests_are_below_the_default_limit(case: Case) -> Found:
+    shipped = case.around.setting("resource") or {"cpuLimit": "1", "memoryLimit": "2Gi"}
+    for component in ("predictor", "transformer", "explainer"):
+        spec = case.spec.get(component) or {}
+        containers = [] if model_of(spec)[0] else spec.get("containers") or []
+        resources = (containers[0].get("resources") or {}) if containers else {}
+        for kind in ("cpu", "memory"):
+            limit = _amount(shipped.get(f"{kind}Limit"))
+            asked = _amount((resources.get("requests") or {}).get(kind))
+            if kind not in (resources.get("limits") or {}) and limit and asked and asked > limit:
+                what = f"asks for {kind} {resources['requests'][kind]} and names no limit: KServe makes it "
+                yield ("spec", component, "containers", 0, "resources"), what + str(shipped[f"{kind}Limit"])
+
+
+@rule(
     "KSV906",
     ERROR,
     "a mount without its volume",
@@ -189,3 +223,11 @@ def shared_memory_is_shared(case: Case) -> Found:
 
 def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:
     return any(gpus(container) for container in case.runtime_of(part).get("containers") or [])
+
+
+def _amount(quantity: Any) -> float:
+    """Kubernetes' 500m, 2Gi or 1 as a number; 0 for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?", str(quantity))
+    factors = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+    factors |= {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTP", 1)}
+    return float(found[1]) * factors.get(found[2] or "", 1.0) if found else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kservekit.manifests.lint.case import TRITON_PORTS, V2_FORMATS, Case, format_of, number
+from kservekit.manifests.lint.case import SERVERS_FLAGS, TRITON_PORTS, V2_FORMATS, Case, format_of, number
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
 from kservekit.manifests.pods import Pod, argument
 
@@ -197,9 +197,13 @@ def says_http2(port: dict[str, Any]) -> bool:
 
 
 def listens(container: dict[str, Any]) -> set[str]:
-    """The ports that it declares or is told; a transformer of KServe's kind that is told nothing takes 8080."""
+    """The ports that it declares or is told; KServe's server, known by its flags, has 8080 and 8081 where none says."""
     found = {str(number(container, flag)) for flag in FLAGS} - {"None"}
     found |= {str(port.get("containerPort")) for port in container.get("ports") or []}
     if container.get("name") == "transformer-container" and argument(container, "--http_port") is None:
         found |= {"8080"} if not container.get("ports") else set()
+    if any(argument(container, flag) is not None for flag in SERVERS_FLAGS):
+        found |= {"8080"} if argument(container, "--http_port") is None else set()
+        has_grpc = str(argument(container, "--enable_grpc")).lower() != "false"
+        found |= {"8081"} if has_grpc and argument(container, "--grpc_port") is None else set()
     return found

@@ -111,6 +111,33 @@ def probes_have_a_port(case: Case) -> Found:
 
 
 @rule(
+    "KSV313",
+    ERROR,
+    "a probe without a port, in Standard mode",
+    why="Knative gives a probe the container's port, and KServe's schema wants none; a Deployment is refused with the "
+    "port 0, and the service has no pods.",
+    mend="port beside path.",
+    source="Kubernetes' validation of probes; docs/samples/v1beta1/advanced/probes.yaml",
+    modes=("Standard",),
+    example="""
+   predictor:
+     model:
+       modelFormat: {name: tensorflow}
+       storageUri: s3://models/photo
+-      readinessProbe: {httpGet: {path: /v1/models/photo}}
++      readinessProbe: {httpGet: {path: /v1/models/photo, port: 8080}}
+""",
+)
+def probes_say_a_port(case: Case) -> Found:
+    for place, part in case.parts():
+        for probe in PROBES:
+            for kind in ("httpGet", "tcpSocket", "grpc"):
+                asked = (part.get(probe) or {}).get(kind)
+                if asked is not None and asked.get("port") in (None, 0):
+                    yield (*place, probe), f"{kind} has no port: a Deployment is refused without one"
+
+
+@rule(
     "KSV309",
     ERROR,
     "probes of a container without a port, in Knative",

@@ -172,9 +172,10 @@ def header_patterns_compile(case: Case) -> Found:
     WARNING,
     "a condition that is no GJSON",
     why="Conditions are GJSON paths into the request's body, and a path that exists is true. Braces make an object "
-    "there, which always exists: JSONPath and templates are never compared, so the first step gets every request.",
+    "there, which always exists: JSONPath and templates are never compared, so the first step gets every request. "
+    "The word true is a path, too, which no body has: the graph ends before that step.",
     mend='"instances.#(kind==1)", or "[@this].#(kind==1)" for a field of the body itself.',
-    source="cmd/router/main.go (pickupRouteByCondition), docs/samples/graph",
+    source="cmd/router/main.go (pickupRouteByCondition), docs/samples/graph, #4172",
     kinds=GRAPH,
     example=example("""
      root:
@@ -186,5 +187,8 @@ def header_patterns_compile(case: Case) -> Found:
 )
 def conditions_are_gjson(case: Case) -> Found:
     for _, place, step in steps(case):
-        if str(step.get("condition", "")).lstrip().startswith("{"):
+        condition = str(step.get("condition", "")).strip()
+        if condition.startswith("{"):
             yield (*place, "condition"), "is JSONPath or a template, not GJSON: in braces it is always true"
+        elif condition in ("true", "false"):
+            yield (*place, "condition"), f"is a path: true only of a body that has a field called {condition}"

@@ -102,10 +102,11 @@ def scaler_is_knatives(case: Case) -> Found:
 """,
 )
 def replicas_are_fields(case: Case) -> Found:
-    stripped = [f"{KNATIVE}{word}" for word in ("min-scale", "max-scale", "minScale", "maxScale")]
     for place, key, _ in case.all_annotations():
-        if key in stripped:
+        if key in (f"{KNATIVE}min-scale", f"{KNATIVE}max-scale"):
             yield place, f"KServe strips {key}: use minReplicas and maxReplicas"
+        elif key == f"{KNATIVE}minScale":
+            yield place, "KServe adds min-scale, which Knative takes before its old name minScale: use minReplicas"
 
 
 @rule(

@@ -41,7 +41,7 @@ def storage_is_one(case: Case) -> Found:
     why="The webhook takes the prefixes that KServe's storage initializer knows, or that a ClusterStorageContainer "
     "names.",
     mend="gs, s3, pvc, hf, oci, https, hdfs, webhdfs; or a ClusterStorageContainer among these files.",
-    source="v1beta1/utils.go:48",
+    source="v1beta1/utils.go:48; kserve_storage.py of 0.21",
     example="""
    predictor:
      model:
@@ -54,11 +54,12 @@ def scheme_is_known(case: Case) -> Found:
     known = {*SCHEMES}
     versions = kserve_versions()
     if versions.index(case.kserve) > versions.index("0.20"):
-        known |= {"oci+fetch"}
+        known |= {"oci+fetch", "modelscope", "ms"}
     for place, uri in _uris(case):
         scheme, is_uri, _ = uri.partition("://")
         if is_uri and scheme not in known and scheme != "placeholder" and not case.around.of("ClusterStorageContainer"):
-            yield place, f"is {uri[:60]!r}: KServe knows {', '.join(sorted(known))}"
+            listed = ", ".join(sorted(known))
+            yield place, f"is {uri[:60]!r}: KServe knows {listed}, and what a ClusterStorageContainer names"
 
 
 @rule(
@@ -100,7 +101,7 @@ def storage_goes_with_its_scheme(case: Case) -> Found:
 """,
 )
 def mount_paths_are_taken(case: Case) -> Found:
-    parents = set()
+    parents, claims = set(), set()
     for number, item in enumerate(case.predictor.get("storageUris") or []):
         path, place = item.get("mountPath"), ("spec", "predictor", "storageUris", number)
         if path is None:
@@ -109,6 +110,10 @@ def mount_paths_are_taken(case: Case) -> Found:
             yield place, f"mounts at {path[:60]!r}: expected an absolute path without '..'"
         elif not str(item.get("uri")).startswith("pvc://"):
             parents.add(path.rstrip("/").rpartition("/")[0])
+        elif path in claims:
+            yield place, f"mounts a second claim at {path[:60]!r}"
+        else:
+            claims.add(path)
     if len(parents) > 1 or "" in parents:
         what = f"lies in {' and '.join(sorted(parent or '/' for parent in parents))}: expected one folder that is not /"
         yield ("spec", "predictor", "storageUris"), what
@@ -176,9 +181,10 @@ def cache_is_used(case: Case) -> Found:
 @rule(
     "KSV817",
     ERROR,
-    "several nodes, and storage that they do not share",
-    why="With workerSpec the webhook wants a storageUri of pvc:// or oci://, and autoscalerClass none.",
-    mend="A claim that many nodes mount, and serving.kserve.io/autoscalerClass: none.",
+    "several nodes that KServe refuses",
+    why="With workerSpec the webhook wants a storageUri of pvc:// or oci://, autoscalerClass none, one container a "
+    "worker, and the numbers of GPUs and nodes in its own fields and not in the model's environment.",
+    mend="A claim that many nodes mount, serving.kserve.io/autoscalerClass: none, and the sizes in workerSpec.",
     source="v1beta1/inference_service_validation.go",
     modes=("Standard",),
     example="""
@@ -196,13 +202,25 @@ def cache_is_used(case: Case) -> Found:
      workerSpec: {pipelineParallelSize: 2}
 """,
 )
-def nodes_share_storage(case: Case) -> Found:
-    if "workerSpec" in case.predictor:
-        key, model = model_of(case.predictor)
-        if not str(model.get("storageUri", "")).startswith(("pvc://", "oci://")):
-            yield ("spec", "predictor", *filter(None, [key])), "has workerSpec, which needs a storageUri of pvc or oci"
-        if case.autoscaler != "none":
-            yield ("spec", "predictor", "workerSpec"), f"needs {CLASS}: none"
+def nodes_are_taken(case: Case) -> Found:
+    if "workerSpec" not in case.predictor:
+        return
+    key, model = model_of(case.predictor)
+    workers, place = case.predictor["workerSpec"], ("spec", "predictor", "workerSpec")
+    if key and not str(model.get("storageUri", "")).startswith(("pvc://", "oci://")):
+        yield ("spec", "predictor", key), "has workerSpec, which needs a storageUri of pvc or oci"
+    if key and case.autoscaler != "none":
+        yield place, f"needs {CLASS}: none"
+    for name, field in (
+        ("TENSOR_PARALLEL_SIZE", "tensorParallelSize"),
+        ("PIPELINE_PARALLEL_SIZE", "pipelineParallelSize"),
+    ):
+        if name in environment(model):
+            yield ("spec", "predictor", key, "env"), f"has {name}, which KServe refuses: workerSpec.{field}"
+    if len(workers.get("containers") or []) > 1:
+        yield (*place, "containers"), "has more than one container, which KServe refuses"
+    if workers.get("pipelineParallelSize", 1) < 1 or workers.get("tensorParallelSize", 1) < 1:
+        yield place, "has a size below 1"
 
 
 def _uris(case: Case) -> list[tuple[Place, str]]:
