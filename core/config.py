@@ -12,6 +12,7 @@ import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from kservekit.errors import CannotStart
@@ -176,8 +177,8 @@ class TensorRTSettings:
     precision: tuple[str, ...] = ()
     """What layers may compute in beside FP32: fp16, bf16, int8, fp8. For TensorRT 10; TensorRT 11 and TensorRT for RTX
     compute in the datatypes that the file has."""
-    engine_cache: str = "~/.cache/kservekit/engines"
-    """The folder where engines that were built are kept; empty: none is."""
+    engine_cache: str = "auto"
+    """The folder where engines that were built are kept; auto: `engines` in the cache folder; empty: none is."""
     contexts: int = 1
     """How many runs the GPU is given at once; each has buffers of its own."""
     cuda_graphs: bool = False
@@ -232,7 +233,7 @@ ALL = (
 )
 
 NOT_IN_A_CLASS = ("KSERVEKIT_CACHE_DIR", "KSERVEKIT_TRITONSERVER", "KSERVEKIT_REQUIRE_SERVERS")
-"""Variables of kservekit.local, which each have one reader."""
+"""The first is read here, the others by kservekit.local."""
 
 Settings = TypeVar("Settings")
 
@@ -261,6 +262,21 @@ def check(environ: Mapping[str, str] = os.environ) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             warnings.append(f"{name} is set and nothing reads it" + (f"; did you mean {close[0]}?" if close else ""))
     return warnings
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where what can be made again is kept: KSERVEKIT_CACHE_DIR, else XDG_CACHE_HOME/kservekit, else
+    ~/.cache/kservekit. CannotStart for a user without a home folder."""
+    try:
+        if own := environ.get("KSERVEKIT_CACHE_DIR"):
+            return Path(own).expanduser().absolute()
+        shared = environ.get("XDG_CACHE_HOME", "")
+        # The XDG specification wants a relative path here to be ignored.
+        return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "kservekit"
+    except RuntimeError:
+        raise CannotStart(
+            "this user has no home folder to keep a cache in; set KSERVEKIT_CACHE_DIR to a folder that can be written"
+        ) from None
 
 
 def variable(settings: type[Any], field: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from kservekit import config
 from kservekit.errors import CannotStart
 
 KEPT_LOGS = 20
@@ -14,7 +15,7 @@ KEPT_LOGS = 20
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     """KSERVEKIT_CACHE_DIR, else XDG_CACHE_HOME/kservekit, else ~/.cache/kservekit; it exists and can be written."""
-    folder = _chosen(os.environ if environ is None else environ)
+    folder = config.cache_folder(os.environ if environ is None else environ)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,17 +45,6 @@ def _owner_lives(log: Path) -> bool:
     except PermissionError:
         return True  # it is somebody else's
     return True
-
-
-def _chosen(environ: Mapping[str, str]) -> Path:
-    try:
-        if own := environ.get("KSERVEKIT_CACHE_DIR"):
-            return Path(own).expanduser().absolute()
-        shared = environ.get("XDG_CACHE_HOME", "")
-        # The XDG specification wants a relative path here to be ignored.
-        return (Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache") / "kservekit"
-    except RuntimeError:
-        raise CannotStart(f"this user has no home folder to keep a cache in; {_WAY_OUT}") from None
 
 
 _WAY_OUT = "set KSERVEKIT_CACHE_DIR to a folder that can be written"

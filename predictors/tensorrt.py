@@ -146,15 +146,16 @@ def _built(library: Library, gpu: Gpu, path: Path, wanted: Options, cache: str) 
     if folder is None:
         return deserialize(library, build(library, path, wanted), str(path), gpu)
     name = tensorrt_cache.engine_name(library, gpu, path, wanted)
-    if (kept := tensorrt_cache.read(folder, name)) is not None:
-        try:
-            return deserialize(library, kept, str(folder / name), gpu)
-        except CannotStart as error:
-            log.warning("an engine in the cache is no good, and built anew: %s", error)
-    built = build(library, path, wanted)
-    engine = deserialize(library, built, str(path), gpu)
-    tensorrt_cache.keep(folder, name, built)
-    return engine
+    with tensorrt_cache.one_builds(folder):
+        if (kept := tensorrt_cache.read(folder, name)) is not None:
+            try:
+                return deserialize(library, kept, str(folder / name), gpu)
+            except CannotStart as error:
+                log.warning("an engine in the cache is no good, and built anew: %s", error)
+        built = build(library, path, wanted)
+        engine = deserialize(library, built, str(path), gpu)
+        tensorrt_cache.keep(folder, name, built)
+        return engine
 
 
 def _check_batches(engine: Engine, rows: int) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kservekit import config
+from kservekit.errors import CannotStart
 from kservekit.predictors.replace import replace
 from kservekit.predictors.tensorrt_build import Options
 from kservekit.predictors.tensorrt_runtime import Gpu, Library
@@ -37,8 +42,8 @@ def folder(setting: str) -> Path | None:
     if not setting:
         return None
     try:
-        return Path(setting).expanduser()
-    except RuntimeError:
+        return config.cache_folder() / "engines" if setting == "auto" else Path(setting).expanduser()
+    except (RuntimeError, CannotStart):
         log.warning("this user has no home folder, so no engine is kept; %s", _WAY_OUT)
         return None
 
@@ -51,6 +56,28 @@ def read(folder: Path, name: str) -> bytes | None:
     except OSError as error:
         log.warning("the engine in %s is not read, and built anew: %s", folder, error)
         return None
+
+
+@contextmanager
+def one_builds(folder: Path) -> Iterator[None]:
+    """One process at a time, of those with this folder: who had to wait finds what the other one built. Builds on one
+    GPU would also disturb each other's timing of kernels."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # nothing can be kept there, so there is nothing to wait for
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process builds an engine for %s: waiting for it", folder)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def keep(folder: Path, name: str, engine: bytes) -> None:

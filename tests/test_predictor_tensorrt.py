@@ -14,7 +14,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is for Lin
 
 import calls
 import standin_tensorrt as standin
-from calls import WIRES
+from calls import WIRES, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx_files import write_doubles
@@ -309,6 +309,24 @@ def test_an_engine_is_built_once_for_each_set_of_options(bench, monkeypatch):
     assert [wanted.sizes.batch[2] for wanted in built] == [8, 16]
     bench.loaded(engine_cache="")
     assert len(built) == 3
+
+
+def test_of_two_that_start_at_once_one_builds_and_the_other_finds_the_engine(bench, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    first, second = bench.predictor(), bench.predictor()
+    builds, waiter = [], threading.Thread(target=second.load)
+
+    def slow(library, path, wanted):
+        builds.append(path)
+        waiter.start()
+        assert eventually(lambda: "another process builds an engine" in caplog.text)
+        return build(library, path, wanted)
+
+    monkeypatch.setattr(predictor_module, "build", slow)
+    assert first.load()
+    waiter.join()
+    assert second.ready
+    assert len(builds) == 1
 
 
 @pytest.mark.parametrize("left", [b"", b"junk" * 100, None])

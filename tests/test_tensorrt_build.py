@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,6 +203,13 @@ def test_a_folder_that_cannot_be_made_costs_a_warning_and_no_more(tmp_path, capl
     tensorrt_cache.keep(tmp_path / "file" / "engines", "a.engine", b"engine")
     assert "built again at the next start" in caplog.text
     assert tensorrt_cache.read(tmp_path / "file" / "engines", "a.engine") is None
+
+
+def test_engines_are_in_the_cache_folder_unless_it_is_said_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("KSERVEKIT_CACHE_DIR", str(tmp_path))
+    assert tensorrt_cache.folder("auto") == tmp_path / "engines"
+    assert tensorrt_cache.folder("/here") == Path("/here")
+    assert tensorrt_cache.folder("") is None
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, caplog):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from kservekit.cpus import usable_cpus
 from kservekit.errors import TooManyRequests
 
 
@@ -20,7 +20,7 @@ class HandlerPool:
     """
 
     def __init__(self, threads: int = 0, waiting: int = 256) -> None:
-        self.threads = threads or min(32, (os.cpu_count() or 1) + 4)
+        self.threads = threads or min(32, usable_cpus() + 4)
         self.limit = self.threads + waiting
         self._inside = 0
         self._started = 0
