@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 import pytest
-from httpunk import ConnectionClosedError, GoAwayError, H2Reason
+from httpunk import Backend, ConnectionClosedError, GoAwayError, H2Connection, H2Reason, StreamResetError
 from httpunk.asyncio import H2ClientProtocol
 
 from kservekit.codec import grpc_frames as frames
 from kservekit.errors import InvalidInput, TooManyRequests
 from kservekit.serving.grpc_http2 import GrpcServer, Limits
 
-LIMITS = Limits(message_bytes=100_000, reply_bytes=50_000, header_bytes=8192, message_seconds=0.3)
+LIMITS = Limits(message_bytes=100_000, reply_bytes=300_000, header_bytes=8192, message_seconds=0.3, reply_seconds=0.5)
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
 
@@ -39,7 +39,17 @@ class Methods:
         raise RuntimeError("a secret")
 
     async def large(self, message, call):
-        return bytes(50_001)
+        return bytes(300_001)
+
+    async def long(self, message, call):
+        return bytes(200_000)
+
+    async def each_long(self, requests, call):
+        try:
+            while True:
+                yield bytes(200_000)
+        finally:
+            self.ended.set()
 
     async def hang(self, message, call):
         self.started.set()
@@ -66,8 +76,8 @@ class Methods:
 @asynccontextmanager
 async def serving():
     methods = Methods()
-    unary = {f"/S/{name}": getattr(methods, name) for name in ("echo", "refuse", "fail", "large", "hang")}
-    streaming = {f"/S/{name}": getattr(methods, name) for name in ("each", "endless")}
+    unary = {f"/S/{name}": getattr(methods, name) for name in ("echo", "refuse", "fail", "large", "long", "hang")}
+    streaming = {f"/S/{name}": getattr(methods, name) for name in ("each", "each_long", "endless")}
     server = GrpcServer(unary, streaming, LIMITS, always={"kservekit-revision": "r1"})
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)
@@ -232,7 +242,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
 def test_an_answer_over_its_limit_is_an_error():
     async def test(methods, server, address):
         _, body, said = await post(address, "/S/large", frames.framed(b""))
-        assert (body, said["grpc-status"], "50001 bytes" in said["grpc-message"]) == (b"", "13", True)
+        assert (body, said["grpc-status"], "300001 bytes" in said["grpc-message"]) == (b"", "13", True)
 
     run(test)
 
@@ -266,6 +276,24 @@ def test_a_message_that_does_not_arrive_is_not_waited_for():
         _, _, said = await post(address, "/S/echo", slowly())
         methods.ended.set()
         assert (said["grpc-status"], said["grpc-message"]) == ("4", "the request's message was not here in time")
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["long", "each_long"])
+def test_an_answer_that_is_not_read_is_given_up(method, caplog):
+    async def test(methods, server, address):
+        host, port = address.split(":")
+        transport = await Backend.asyncio.create().connect_tcp(host, int(port))
+        narrow = H2Connection(transport, authority=address, initial_window_size=1000, backend=Backend.asyncio)
+        async with narrow as connection:
+            reply = await connection.request("POST", f"/S/{method}", headers=HEADERS, body=frames.framed(b""))
+            while "did not read its answer in 0.5 s" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+                await asyncio.sleep(0.01)
+            with pytest.raises(StreamResetError):
+                await reply.read()
+        if method == "each_long":
+            await methods.ended.wait()
 
     run(test)
 

@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +69,8 @@ class Limits:
     header_bytes: int
     message_seconds: float
     """How long one message may be on its way."""
+    reply_seconds: float
+    """How long a caller may take to read a part of its answer."""
 
 
 class GrpcServer:
@@ -121,6 +123,9 @@ class GrpcServer:
                 await request.respond(200, headers=HeaderMap((_HEAD | self._status(code, text)).items()))
         except HTTPunkError:  # nobody is there to be told
             log.debug("a caller went away before its answer: %s", path)
+        except _Unread:
+            log.warning("a caller did not read its answer in %s s: %s", self.limits.reply_seconds, path)
+            await request.reset()
 
     async def _answer_one(self, method: Unary, request: Any, departure: Departure) -> None:
         trailing: dict[str, str] = {}
@@ -134,7 +139,8 @@ class GrpcServer:
             await request.respond(200, headers=HeaderMap((_HEAD | self._failed(error)).items()))
             return
         trailers = HeaderMap(({frames.STATUS: "0"} | self._always | trailing).items()) if trailing else self._well
-        await request.respond(200, headers=self._head, body=frames.framed(reply), trailers=trailers)
+        whole = request.respond(200, headers=self._head, body=frames.framed(reply), trailers=trailers)
+        await self._taken(whole)
 
     async def _one(self, method: Unary, request: Any, trailing: dict[str, str]) -> bytes:
         call = _call(request, trailing, self.limits.header_bytes)
@@ -161,9 +167,9 @@ class GrpcServer:
                         out = await request.send_response(200, headers=self._head)
                     framed = frames.framed(self._within_limit(answer))
                     for piece in (framed,) if isinstance(framed, bytes) else framed:
-                        await out.send_data(piece)
+                        await self._taken(out.send_data(piece))
             status = {frames.STATUS: "0"} | self._always
-        except HTTPunkError:
+        except (HTTPunkError, _Unread):
             raise
         except Exception as error:
             status = self._failed(error)
@@ -172,6 +178,13 @@ class GrpcServer:
             await request.respond(200, headers=HeaderMap((_HEAD | trailers).items()))
         else:
             await out.send_trailers(HeaderMap(trailers.items()))
+
+    async def _taken(self, sending: Coroutine[Any, Any, None]) -> None:
+        """What a caller has no room for waits for him, and not for ever."""
+        try:
+            await in_time(sending, time.monotonic() + self.limits.reply_seconds, "the caller")
+        except DeadlineExceeded as error:
+            raise _Unread from error
 
     async def _only_message(self, request: Any) -> bytes:
         found = [message async for message in self._messages(request)]
@@ -211,6 +224,10 @@ class GrpcServer:
     def _status(self, code: str, text: str) -> dict[str, str]:
         said = {frames.STATUS: str(frames.CODES.index(code)), frames.MESSAGE: frames.percent_encoded(text)}
         return said | self._always
+
+
+class _Unread(Exception):
+    """The caller does not read its answer."""
 
 
 class _Connection(H2ServerProtocol):

@@ -149,6 +149,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             reply_bytes=max(self.flags.grpc_max_send_message_length, self.settings.max_body_bytes),
             header_bytes=self.settings.max_header_bytes,
             message_seconds=self.settings.body_timeout_s,
+            reply_seconds=self.settings.timeout_s,
         )
         return GrpcServer(*grpc_service.methods(service), limits, always={"kservekit-revision": self.revision})
 
