@@ -182,6 +182,14 @@ class Echo(Predictor):
         return tensors
 
 
+class Late(Predictor):
+    """Takes its time, however busy the machine is."""
+
+    async def infer(self, tensors):
+        await asyncio.sleep(0.25)
+        return tensors
+
+
 class Gated(Predictor):
     """Answers once the file `open` is there, and leaves one when it is entered and when it is stopped."""
 
