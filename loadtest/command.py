@@ -7,9 +7,11 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kservekit.errors import CannotStart, KServeKitError
 from kservekit.loadtest import options as flags
@@ -36,6 +38,9 @@ examples:
   kservekit loadtest profile.toml --json run.json --html run.html
   kservekit loadtest --url http://127.0.0.1:8080 --model photo --users 16 --think 0.5 --duration 30
   kservekit loadtest --url http://127.0.0.1:8080 --model photo --rate 50 --find-limit --duration 10 --slo slo.toml
+  kservekit loadtest locust --host http://127.0.0.1:8080 --model photo --rate 100      locust's own page and flags
+  kservekit loadtest locust --master --expect-workers 2 --headless --load-profile profile.toml --run-json run.json
+  kservekit loadtest locust --worker --master-host 10.0.0.5
   kservekit loadtest compare before.json after.json
   kservekit loadtest compare run.json --revisions photo-00001 photo-00002
 
@@ -57,6 +62,8 @@ def run(arguments: Sequence[str], put: Put, say: Put) -> int:
     try:
         if arguments[:1] == ["compare"]:
             return _compare(arguments[1:], put)
+        if arguments[:1] == ["locust"]:
+            _locust(arguments[1:])
         return _loadtest(arguments, put, say)
     except CannotStart as error:
         say(f"kservekit loadtest: {error}")
@@ -73,9 +80,7 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
     given = _parser().parse_args(arguments)
     if given.users is not None and given.rate is not None:
         raise CannotStart("--users is a closed loop and --rate an open one: give one of them")
-    for name in ("locust", "hdrh"):
-        if importlib.util.find_spec(name) is None:
-            raise CannotStart(f"{name} is not installed: pip install 'kservekit[loadtest]'")
+    _check_installed()
     options = flags.resolve(
         given,
         url=given.url,
@@ -96,7 +101,7 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
             raise CannotStart(f"{file} cannot be written: there is no folder {Path(file).parent}")
     from kservekit.loadtest import generator, report, table, verdict
     from kservekit.loadtest import run as runs
-    from kservekit.loadtest.session import Closed
+    from kservekit.loadtest.shapes import Closed
     from kservekit.loadtest.triton_statistics import TritonStatistics
 
     wire, payloads = generator.prepared(options)
@@ -124,6 +129,19 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
     if given.html:
         runs.write(Path(given.html), report.html(measured, found))
     return STOPPED if measured.interrupted else found.exit_code
+
+
+def _check_installed() -> None:
+    for name in ("locust", "hdrh"):
+        if importlib.util.find_spec(name) is None:
+            raise CannotStart(f"{name} is not installed: pip install 'kservekit[loadtest]'")
+
+
+def _locust(arguments: Sequence[str]) -> NoReturn:
+    """This process becomes locust's, so that its signals and its exit code are."""
+    _check_installed()
+    file = str(Path(__file__).with_name("locustfile.py"))
+    os.execv(sys.executable, [sys.executable, "-m", "locust", "-f", file, *arguments])  # noqa: S606  the user's flags
 
 
 def _limit(
@@ -182,7 +200,7 @@ def _compare(arguments: Sequence[str], put: Put) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kservekit loadtest",
-        usage="kservekit loadtest [PROFILE] [--url URL --model NAME ...] | compare RUN.json RUN.json",
+        usage="kservekit loadtest [PROFILE] [--url URL --model NAME ...] | compare RUN.json RUN.json | locust ...",
         description="Sends a load to a model and says whether it holds an SLO. Latency counts from the moment that a"
         " request ought to have started, so waiting is in it.",
         epilog=EXAMPLES,

@@ -18,8 +18,8 @@ from kservekit.loadtest.options import Options
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.run import Run, percentile_of, together
 from kservekit.loadtest.schedule import asked_in
-from kservekit.loadtest.session import Closed, Session, Wire
-from kservekit.loadtest.shapes import Load
+from kservekit.loadtest.session import Session, Wire
+from kservekit.loadtest.shapes import Closed, Load
 from kservekit.loadtest.verdict import Verdict, judge
 
 Say = Callable[[str], None]

@@ -1,56 +1,47 @@
 """For locust itself: `locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --model photo --rate 100 -t 30s`.
 
 With --rate an open loop, else a closed one of locust's users. The flags of `kservekit loadtest` are among locust's
-own, on its page too, and locust's latencies are those from the intended start. Its exit code is the verdict's. Each
-worker of a distributed run sends the whole --rate and judges its own part alone: experimental, tested is one process.
+own, on its page too, and locust's latencies are those from the intended start. Its exit code is the verdict's. Of
+several machines (--master, --worker) each sends its part of one schedule, and the master judges what all have counted.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from pathlib import Path
 from typing import Any
 
-import gevent
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
-from kservekit.errors import CannotStart, KServeKitError
-from kservekit.loadtest import command, generator, options, report, table, users, verdict
-from kservekit.loadtest import run as runs
-from kservekit.loadtest.session import Closed, Session
-from kservekit.loadtest.slo import Slo
+from kservekit.errors import KServeKitError
+from kservekit.loadtest import options
+from kservekit.loadtest.roles import Alone, Master, Worker, resolved
+from kservekit.loadtest.session import Session
+from kservekit.loadtest.shapes import Closed
 
-log = logging.getLogger("kservekit.loadtest")
+hooks: Any = events
 
 
 class KServeUser(User):
-    """A user of a closed loop, or the one that keeps an open loop's schedule."""
+    """A user of a closed loop; an open loop's schedule is kept without."""
 
     session: Session | None = None
-    slo = Slo()
-    is_dispatched = False
 
     def wait_time(self) -> float:
         return getattr(self.session and self.session.load, "think_s", 0.0)
 
     @task
-    def load(self) -> None:
-        session, kind = self.session, type(self)
-        if session is None or kind.is_dispatched:
+    def request(self) -> None:
+        session = self.session
+        if session is None or session.stopping or not isinstance(session.load, Closed):
             raise StopUser
-        if isinstance(session.load, Closed):
-            session.request()
-            return
-        kind.is_dispatched = True
-        users.keep_schedule(session)
-        runner: Any = self.environment.runner
-        # Not from here: it waits for this user to end.
-        gevent.spawn(runner.quit if _is_headless(self.environment) else runner.stop)
-        raise StopUser
+        session.request()
+
+
+def _put(session: Session | None) -> None:
+    KServeUser.session = session
 
 
 def _add_flags(parser: Any) -> None:
@@ -61,69 +52,32 @@ def _add_flags(parser: Any) -> None:
     group.add_argument("--run-html", metavar="FILE", help="write kservekit's report")
 
 
-def _begin(environment: Environment, **_: Any) -> None:
-    if isinstance(environment.runner, MasterRunner):
-        return  # its workers send
-    KServeUser.session, KServeUser.is_dispatched = None, False
-    environment.process_exit_code = command.NO_VERDICT  # locust may stop before there is more to say
-    given: Any = options.from_locusts_page(environment.parsed_options)  # type: ignore[arg-type]
-    runner: Any = environment.runner
-    try:
-        found = options.resolve(
-            given,
-            url=environment.host or None,
-            users=given.num_users or 1,
-            duration_s=given.run_time or None,
-            profile=Path(given.load_profile) if given.load_profile else None,
-        )
-        wire, payloads = generator.prepared(found)
-    except KServeKitError as error:
-        log.error("%s", error)
-        environment.process_exit_code = command.USAGE if isinstance(error, CannotStart) else command.NO_TARGET
-        gevent.spawn(runner.quit if _is_headless(environment) else runner.stop)
+def _take_a_role(environment: Environment, runner: Any, **_: Any) -> None:
+    if isinstance(runner, WorkerRunner):
+        Worker(environment, runner, _put)
         return
-    environment.stop_timeout = environment.stop_timeout or found.target.timeout_s
-    KServeUser.slo = found.slo
-    KServeUser.session = Session(
-        wire,
-        payloads,
-        found.load() if found.open_loop else Closed(found.users, math.inf, found.think_s),
-        good_ms=found.slo.goodput_ms,
-        max_in_flight=found.max_in_flight,
-        listener=users.for_locusts_page(environment, found.target),
-    )
+    role = Master(environment, runner) if isinstance(runner, MasterRunner) else Alone(environment, _put)
+    _take_users_from_the_profile(environment)
+    hooks.test_start.add_listener(lambda **_: role.start())
+    hooks.test_stopping.add_listener(lambda **_: role.stopping())
+    hooks.test_stop.add_listener(lambda **_: role.stopped())
 
 
-def _stop(**_: Any) -> None:
-    if KServeUser.session is not None:
-        KServeUser.session.stopping = True
-        KServeUser.session.close_time()
-
-
-def _end(environment: Environment, **_: Any) -> None:
-    session = KServeUser.session
-    if session is None:  # told before: locust says it once for the run and once for its own end
-        return
-    KServeUser.session = None
-    run = session.result()
-    found = verdict.judge(run, KServeUser.slo)
-    run.verdict = found.as_dict()
-    session.wire.close()
-    print(table.summary(run, found), flush=True)  # noqa: T201
-    environment.process_exit_code = found.exit_code
+def _take_users_from_the_profile(environment: Environment) -> None:
+    """A profile's closed loop has its users and its length from there, where locust's flags do not say them."""
     given: Any = environment.parsed_options
-    if given.run_json:
-        runs.save(run, Path(given.run_json))
-    if given.run_html:
-        runs.write(Path(given.run_html), report.html(run, found))
+    if not given.load_profile:
+        return
+    try:
+        found = resolved(options.from_locusts_page(given), environment.host)
+    except KServeKitError:
+        return  # which is said when the run is to start
+    if not found.open_loop:
+        given.num_users = given.num_users or found.users
+        given.spawn_rate = given.spawn_rate or found.users
+        if math.isfinite(found.duration_s):
+            given.run_time = given.run_time or found.duration_s
 
 
-def _is_headless(environment: Environment) -> bool:
-    return bool(getattr(environment.parsed_options, "headless", False))
-
-
-hooks: Any = events
 hooks.init_command_line_parser.add_listener(_add_flags)
-hooks.test_start.add_listener(_begin)
-hooks.test_stopping.add_listener(_stop)
-hooks.test_stop.add_listener(_end)
+hooks.init.add_listener(_take_a_role)

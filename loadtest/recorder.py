@@ -48,6 +48,14 @@ class _Tally:
     latency: dict[int, int] = field(default_factory=dict)
     from_send: dict[int, int] = field(default_factory=dict)
 
+    def add(self, other: _Tally) -> None:
+        self.answers += other.answers
+        self.errors += other.errors
+        self.good += other.good
+        for mine, theirs in ((self.latency, other.latency), (self.from_send, other.from_send)):
+            for us, count in theirs.items():
+                mine[us] = mine.get(us, 0) + count
+
 
 class Recorder:
     """Times are seconds from the beginning of the run. `good_ms`: up to which latency an answer is a good one."""
@@ -84,8 +92,7 @@ class Recorder:
         tally = self._tallies.get((wire, name, revision)) or self._tally(wire, name, revision)
         series = self._series.get(revision)
         if series is None:
-            revision = revision if len(self._series) < MOST_KINDS else "other"
-            series = self._series.setdefault(revision, {})
+            series = self._series_of(revision)
         slot = self._slot(due_s)
         second = series.get(slot)
         if second is None:
@@ -96,10 +103,8 @@ class Recorder:
             self.errors += 1
             tally.errors += 1
             second.errors += 1
-            kind = outcome.error
-            kind = kind if kind in self.errors_by or len(self.errors_by) < MOST_KINDS else "other"
-            self.errors_by[kind] = self.errors_by.get(kind, 0) + 1
-            if kind != TIMED_OUT:
+            self._count_error(outcome.error)
+            if outcome.error != TIMED_OUT:
                 return
         else:
             self.answers += 1
@@ -146,15 +151,72 @@ class Recorder:
             },
         )
 
+    def add(self, other: Recorder) -> None:
+        """What another generator of the same run counted. Nothing is rounded by it."""
+        for name in ("asked", "sent", "answers", "errors", "good", "sent_bytes", "received_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.first_answer_s is not None:  # all of them met the cold start, and one of them first
+            self.first_answer_s = max(self.first_answer_s or 0.0, other.first_answer_s)
+        for kind, count in other.errors_by.items():
+            self._count_error(kind, count)
+        for name, (count, spent) in other._stages.items():
+            self._add_stage(name, count, spent)
+        for key, theirs in other._tallies.items():
+            (self._tallies.get(key) or self._tally(*key)).add(theirs)
+        while self.width_s < other.width_s:
+            self._widen()
+        narrower = self.width_s // other.width_s
+        for mine, counts in ((self._asked, other._asked), (self._sent, other._sent)):
+            for slot, count in counts.items():
+                mine[slot // narrower] = mine.get(slot // narrower, 0) + count
+        for revision, series in other._series.items():
+            ours = self._series_of(revision)
+            for slot, second in series.items():
+                ours.setdefault(slot // narrower, Second()).add(second)
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it, as mappings, lists, numbers and text."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("_good_s", "_tallies", "_series")}
+        return plain | {
+            "_tallies": [[*key, vars(tally)] for key, tally in self._tallies.items()],
+            "_series": {
+                revision: {slot: vars(second) for slot, second in series.items()}
+                for revision, series in self._series.items()
+            },
+        }
+
+    @classmethod
+    def from_data(cls, found: dict[str, Any]) -> Recorder:
+        """Of what `as_data` gave."""
+        recorder = cls()
+        vars(recorder).update(found)
+        recorder._tallies = {(wire, name, arm): _Tally(**tally) for wire, name, arm, tally in found["_tallies"]}
+        recorder._series = {
+            revision: {slot: Second(**second) for slot, second in series.items()}
+            for revision, series in found["_series"].items()
+        }
+        return recorder
+
+    def _count_error(self, kind: str, count: int = 1) -> None:
+        kind = kind if kind in self.errors_by or len(self.errors_by) < MOST_KINDS else "other"
+        self.errors_by[kind] = self.errors_by.get(kind, 0) + count
+
+    def _series_of(self, revision: str) -> dict[int, Second]:
+        if revision not in self._series and len(self._series) >= MOST_KINDS:
+            revision = "other"
+        return self._series.setdefault(revision, {})
+
+    def _add_stage(self, name: str, count: int, spent_ms: float) -> None:
+        if name in self._stages or len(self._stages) < MOST_KINDS:
+            total = self._stages.setdefault(name, [0, 0.0])
+            total[0] += count
+            total[1] += spent_ms
+
     def _add_stages(self, header: str) -> None:
         for metric in header.split(","):
             name, _, value = metric.strip().partition(";dur=")
-            if name in self._stages or len(self._stages) < MOST_KINDS:
-                with suppress(ValueError):
-                    spent = float(value)
-                    total = self._stages.setdefault(name, [0, 0.0])
-                    total[0] += 1
-                    total[1] += spent
+            with suppress(ValueError):
+                self._add_stage(name, 1, float(value))
 
     def _tally(self, wire: str, name: str, revision: str) -> _Tally:
         key = (wire, name, revision) if len(self._tallies) < MOST_KINDS else (wire, "other", "other")
@@ -190,18 +252,11 @@ def _us(seconds: float) -> int:
 
 
 def _part(wire: str, name: str, revision: str, tallies: Iterable[_Tally]) -> Part:
-    answers = errors = good = 0
-    latency: dict[int, int] = {}
-    from_send: dict[int, int] = {}
+    whole = _Tally()
     for tally in tallies:
-        answers += tally.answers
-        errors += tally.errors
-        good += tally.good
-        for whole, counts in ((latency, tally.latency), (from_send, tally.from_send)):
-            for us, count in counts.items():
-                whole[us] = whole.get(us, 0) + count
-    figures = _milliseconds(latency), _milliseconds(from_send)
-    return Part(wire, name, revision, answers, errors, good, *figures, _as_hdr(latency))
+        whole.add(tally)
+    figures = _milliseconds(whole.latency), _milliseconds(whole.from_send)
+    return Part(wire, name, revision, whole.answers, whole.errors, whole.good, *figures, _as_hdr(whole.latency))
 
 
 def _milliseconds(counts: dict[int, int]) -> dict[str, float]:

@@ -111,6 +111,8 @@ class Run:
     environment: dict[str, str]
     server_ms: dict[str, float] = field(default_factory=dict)
     """Where the server says that the time went, means by stage: our Server-Timing, and Triton's statistics."""
+    lost: list[str] = field(default_factory=list)
+    """Generators of a distributed run that did not live to say what they counted."""
     interrupted: bool = False
     verdict: dict[str, Any] | None = None
     format: int = FORMAT

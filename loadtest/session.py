@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -24,12 +23,16 @@ from kservekit.loadtest.pace import LoopClock
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.recorder import Outcome, Recorder
 from kservekit.loadtest.run import Run
-from kservekit.loadtest.shapes import Load
+from kservekit.loadtest.shapes import Closed, Load
+from kservekit.loadtest.share import Share, run_of
 from kservekit.loadtest.target import Target
 from kservekit.tensors import ModelSpec
 
 TURNS_AT_LEAST_EVERY = 16
 """Starts without a turn of the loop, where the dispatcher is behind."""
+
+NAP_S = 0.1
+"""After so long a wait it is asked anew whether the run goes on."""
 
 PACKAGES = ("kservekit", "locust", "gevent", "geventhttpclient", "grpcio", "hdrhistogram")
 
@@ -49,15 +52,6 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Closed:
-    """A closed loop: so many users, each with one request at a time and a pause after it."""
-
-    users: int
-    duration_s: float
-    think_s: float = 0.0
-
-
 class Session:
     def __init__(
         self,
@@ -67,9 +61,11 @@ class Session:
         *,
         good_ms: float | None,
         max_in_flight: int,
+        part: tuple[int, int] = (0, 1),
         listener: Listener | None = None,
     ) -> None:
-        self.wire, self.load, self.max_in_flight = wire, load, max_in_flight
+        """`part`: which of how many generators this is; each has the starts of its own of the one schedule."""
+        self.wire, self.load, self.max_in_flight, self.part = wire, load, max_in_flight, part
         self.recorder = Recorder(good_ms=good_ms)
         self.in_flight = 0
         self.blocked_s = 0.0
@@ -103,7 +99,8 @@ class Session:
         the load is over and all answers are there."""
         assert isinstance(self.load, Load)  # noqa: S101
         places, requests = BoundedSemaphore(self.max_in_flight), Group()
-        starts = self.load.starts()
+        index, generators = self.part
+        starts = itertools.islice(self.load.starts(), index, None, generators)
         self.begin()
         behind = 0
         try:
@@ -111,7 +108,7 @@ class Session:
                 moment = self._begin + due_s
                 if moment > time.perf_counter():
                     behind = 0
-                    self._clock.wait_until(moment)
+                    self._wait_until(moment)
                 else:
                     behind += 1
                     if behind % TURNS_AT_LEAST_EVERY == 0:
@@ -124,8 +121,8 @@ class Session:
                     self._count_rest(next(starts, math.inf), starts)
                     break
                 requests.start(gevent.Greenlet(self._in_place, places, due_s))
-            if not self.stopping and math.isfinite(self.load.duration_s):
-                self._clock.wait_until(self._begin + self.load.duration_s)
+            if math.isfinite(self.load.duration_s):
+                self._wait_until(self._begin + self.load.duration_s)
             self.close_time()
             requests.join()
         finally:
@@ -157,47 +154,35 @@ class Session:
             self._end_s = self.elapsed_s
             self._clock.close()
 
-    def result(self, *, interrupted: bool = False) -> Run:
+    def finish(self) -> None:
+        """Stops sending, and returns once what is in flight has ended."""
+        self.stopping = True
         self.close_time()
-        recorder, target = self.recorder, self.wire.target
-        asked, sent, series = recorder.series()
-        duration_s = self._end_s or 0.0
-        first = recorder.first_answer_s
-        return Run(
-            target={
-                key: value
-                for key, value in (
-                    ("url", target.url),
-                    ("model", target.model),
-                    ("version", target.version),
-                    ("wire", target.wire),
-                    ("host", target.host),
-                )
-                if value
-            },
-            load=_described(self.load, recorder, duration_s) | {"max_in_flight": self.max_in_flight},
+        if isinstance(self.load, Load):
+            self.over.wait()
+        while self.in_flight:
+            gevent.sleep(NAP_S)
+
+    def share(self) -> Share:
+        """What was counted until now, which ends the run's time."""
+        self.close_time()
+        return Share(
+            self.recorder,
             started=self._started.isoformat(timespec="seconds"),
-            duration_s=duration_s,
-            asked=recorder.asked,
-            sent=recorder.sent,
-            answers=recorder.answers,
-            errors=recorder.errors,
-            good=recorder.good,
-            sent_bytes=recorder.sent_bytes,
-            received_bytes=recorder.received_bytes,
-            first_answer_ms=None if first is None else first * 1000,
-            errors_by=dict(recorder.errors_by),
-            total=recorder.total(),
-            parts=recorder.parts(),
-            width_s=recorder.width_s,
-            asked_series=asked,
-            sent_series=sent,
-            series=series,
+            duration_s=self._end_s or 0.0,
             generator={"busy": round(self._busy, 4), "blocked_s": round(self.blocked_s, 3)},
             environment=environment(),
-            server_ms=recorder.stages_ms(),
-            interrupted=interrupted,
         )
+
+    def result(self, *, interrupted: bool = False) -> Run:
+        return run_of([self.share()], self.wire.target, self.load, self.max_in_flight, interrupted=interrupted)
+
+    def _wait_until(self, moment: float) -> None:
+        """Not to the end where the run is stopped before."""
+        while moment - time.perf_counter() > 2 * NAP_S and not self.stopping:
+            gevent.sleep(NAP_S)
+        if not self.stopping:
+            self._clock.wait_until(moment)
 
     def _place_in(self, places: BoundedSemaphore) -> bool:
         """False where the run was over before there was one."""
@@ -238,12 +223,3 @@ def environment() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _described(load: Load | Closed, recorder: Recorder, duration_s: float) -> dict[str, Any]:
-    if isinstance(load, Closed):
-        return {"loop": "closed", "users": load.users, "think_s": load.think_s}
-    found: dict[str, Any] = {"loop": "open", "shape": load.text}
-    if load.seed is not None:
-        found["seed"] = load.seed
-    return found | {"asked_per_s": recorder.asked / duration_s if duration_s else 0.0}

@@ -60,6 +60,15 @@ class Load:
         return schedule.arrivals(self.curve, seed=self.seed)
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A closed loop: so many users, each with one request at a time and a pause after it."""
+
+    users: int
+    duration_s: float
+    think_s: float = 0.0
+
+
 def load(text: str, rate: float | None, duration_s: float, *, seed: int | None = None) -> Load:
     """CannotStart names the word that is wrong and the one that was likely meant."""
     name, _, rest = text.partition(":")

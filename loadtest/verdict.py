@@ -45,6 +45,10 @@ class Verdict:
 
 def judge(run: Run, slo: Slo) -> Verdict:
     objectives = tuple(_objectives(run, slo))
+    if run.lost:
+        names = ", ".join(run.lost)
+        reason = f"no data: {len(run.lost)} of the load's generators lost, with what they counted: {names}"
+        return Verdict(NO_DATA, reason, objectives)
     if not run.sent:
         return Verdict(NO_DATA, f"no data: no request was sent in {run.duration_s:.1f} s", objectives)
     if not run.ended:

@@ -1,0 +1,126 @@
+"""A run over several processes: locust's real master and workers, one schedule, one verdict."""
+
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import msgpack
+import numpy as np
+from hdrh.histogram import HdrHistogram
+from test_loadtest import closed_port, stub
+
+from kservekit.loadtest import shapes
+from kservekit.loadtest.recorder import Outcome, Recorder
+from kservekit.local.triton import reserved_ports
+
+
+def counted(requests, width_s=1):
+    recorder = Recorder(good_ms=15)
+    for at, latency in requests:
+        outcome = Outcome("HTTP 503" if at % 7 == 0 else "", f"r{at % 2}", 10, f"total;dur={at % 5}")
+        due = at * width_s
+        recorder.ask(due)
+        recorder.send(due + 0.001, 20)
+        recorder.end("w", "n", outcome, due_s=due, sent_s=due + 0.001, end_s=due + latency)
+    return recorder
+
+
+def test_what_several_generators_counted_is_exactly_what_one_would_have():
+    """Also where one of them had to widen its series, and over the wire."""
+    latencies = np.random.default_rng(1).lognormal(-4, 1, 900)
+    requests = list(enumerate(latencies.tolist()))
+    for width_s in (1, 3):
+        whole = counted(requests, width_s)
+        early, late = (counted(part, width_s) for part in (requests[:300], requests[300:]))
+        together = Recorder()
+        for part in (early, late):
+            together.add(Recorder.from_data(msgpack.loads(msgpack.dumps(part.as_data()), strict_map_key=False)))
+        assert together.total() == whole.total()
+        assert together.parts() == whole.parts()
+        assert together.series() == whole.series()
+        assert together.stages_ms() == whole.stages_ms()
+        for name in ("asked", "sent", "answers", "errors", "good", "sent_bytes", "received_bytes", "errors_by"):
+            assert getattr(together, name) == getattr(whole, name), name
+        assert HdrHistogram.decode(together.total().hdr).get_total_count() == whole.answers
+
+
+@contextlib.contextmanager
+def locust(*flags):
+    command = [sys.executable, "-m", "kservekit.cli", "loadtest", "locust", *map(str, flags)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def distributed(folder, url, *settings, workers=2, kill=False):
+    """What the master said and how it ended, and how each worker did."""
+    folder.mkdir()
+    profile = folder / "profile.toml"
+    profile.write_text("\n".join([f"url = '{url}'", "model = 'm'", "inputs = {}", *settings]))
+    with reserved_ports({"master": None}) as ports:
+        pass
+    flags = ("--master", "--headless", "--master-bind-host=127.0.0.1", f"--master-bind-port={ports['master']}")
+    flags += (f"--expect-workers={workers}", f"--load-profile={profile}", f"--run-json={folder / 'run.json'}")
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(locust(*flags))
+        worker = ("--worker", "--master-host=127.0.0.1", f"--master-port={ports['master']}")
+        processes = [stack.enter_context(locust(*worker)) for _ in range(workers)]
+        if kill:
+            while " begins" not in (line := processes[0].stderr.readline()):
+                assert line
+            processes[0].kill()
+        out, err = master.communicate(timeout=90)
+        codes = [process.wait(timeout=30) for process in processes]
+    file = folder / "run.json"
+    return out, err, master.returncode, codes, json.loads(file.read_text()) if file.exists() else None
+
+
+def test_a_master_and_its_workers_are_one_run_with_one_verdict(tmp_path):
+    open_loop = ("rate = 100", "seed = 5", "duration_s = 2")
+    slow = ("[slo]", "achieved_rate = 0", "p50_ms = 20")
+    with stub("--delay-ms", 40) as port, ThreadPoolExecutor() as pool:
+        url = f"http://127.0.0.1:{port}"
+        whole = pool.submit(distributed, tmp_path / "whole", url, *open_loop, *slow)
+        less = pool.submit(distributed, tmp_path / "less", url, *open_loop, *slow, kill=True)
+        closed = pool.submit(distributed, tmp_path / "closed", url, "users = 4", "duration_s = 1")
+        nowhere = f"http://127.0.0.1:{closed_port()}"
+        refused = pool.submit(distributed, tmp_path / "refused", nowhere, *open_loop, workers=1)
+
+    out, err, code, workers, run = whole.result()
+    assert (code, workers) == (1, [0, 0]), out + err
+    assert out.count("fail: p50_ms ") == 1
+    starts = list(itertools.takewhile(lambda at: at < 2, shapes.load("constant", 100, 2, seed=5).starts()))
+    assert run["asked"] == len(starts)
+    assert run["sent"] == run["answers"]
+    by_worker = [text for name, text in run["environment"].items() if name.startswith("generator ")]
+    for part, text in zip((starts[::2], starts[1::2]), by_worker, strict=True):
+        assert f" of {len(part)} requests sent" in text
+    assert HdrHistogram.decode(run["total"]["hdr"]).get_total_count() == run["answers"]
+
+    out, err, code, _, run = less.result()
+    assert code == 3, out + err
+    assert len(run["lost"]) == 1
+    assert "no data: 1 of the load's generators lost, with what they counted: " in out
+
+    out, err, code, workers, run = closed.result()
+    assert (code, workers) == (0, [0, 0]), out + err
+    assert run["load"] == {"loop": "closed", "users": 4, "think_s": 0.0, "max_in_flight": 1000}
+    assert run["asked"] == run["sent"] == run["answers"] > 4
+
+    out, err, code, _, run = refused.result()
+    assert (code, run) == (4, None), out + err
+    assert f"{nowhere} does not answer: connection refused" in err
+
+
+def test_locust_that_is_not_installed_is_one_line(monkeypatch):
+    from kservekit.loadtest import command
+
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    said = []
+    assert command.run(["locust", "--worker"], said.append, said.append) == 2
+    assert said == ["kservekit loadtest: locust is not installed: pip install 'kservekit[loadtest]'"]
