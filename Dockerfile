@@ -1,4 +1,4 @@
-# Three images: cpu (the default), gpu and edge.
+# Three images that serve, cpu (the default), gpu and edge, and one that sends load to them: loadtest.
 #
 #   docker build --target edge --tag kservekit:edge .
 #
@@ -64,6 +64,12 @@ RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,
         "$packages"/onnxruntime/transformers "$packages"/onnxruntime/tools "$packages"/onnxruntime/quantization \
     && find "$packages" -depth \( -type d -name tests -o -name '*.pyi' -o -name 'libonnxruntime.so.*' \) -exec rm -r {} +
 
+# Its web server and its gevent have no place in an image that serves.
+FROM build AS loadtest-packages
+RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
+    pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[loadtest]" \
+    && pip --python /opt/kservekit/bin/python uninstall --yes kservekit
+
 FROM ${BASE} AS runtime
 # With a read-only root /tmp is what may be written, as an emptyDir. KServe refuses PYTHONPATH in a pod, so it is set
 # here: the place for code that an image built on this one, or a volume, brings along. ONNX Runtime from 1.29 on sends
@@ -102,6 +108,13 @@ FROM runtime AS edge
 COPY --from=edge-packages /opt/kservekit /opt/kservekit
 COPY --from=build /ours /opt/kservekit
 RUN ["python", "-c", "import kservekit.serving, kservekit.transformers.image, onnxruntime"]
+
+FROM runtime AS loadtest
+COPY --from=loadtest-packages /opt/kservekit /opt/kservekit
+COPY --from=build /ours /opt/kservekit
+RUN ["python", "-c", "import kservekit.loadtest.roles"]
+HEALTHCHECK NONE
+ENTRYPOINT ["kservekit", "loadtest"]
 
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/kservekit /opt/kservekit

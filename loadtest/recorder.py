@@ -159,8 +159,8 @@ class Recorder:
             self.first_answer_s = max(self.first_answer_s or 0.0, other.first_answer_s)
         for kind, count in other.errors_by.items():
             self._count_error(kind, count)
-        for name, (count, spent) in other._stages.items():
-            self._add_stage(name, count, spent)
+        for name, (times, spent) in other._stages.items():
+            self._add_stage(name, int(times), spent)
         for key, theirs in other._tallies.items():
             (self._tallies.get(key) or self._tally(*key)).add(theirs)
         while self.width_s < other.width_s:

@@ -19,7 +19,8 @@ from kservekit import __version__
 from kservekit.local.server import LocalServer
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ["cpu", "gpu", "edge"]
+SERVING = ["cpu", "gpu", "edge"]
+TARGETS = [*SERVING, "loadtest"]
 
 
 def stages():
@@ -90,8 +91,8 @@ def test_nothing_is_installed_in_the_stages_that_are_shipped(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_follows_the_images_name_is_given_to_kservekit_serve(target):
-    assert json.loads(last(target, "ENTRYPOINT")) == ["kservekit", "serve"]
+def test_what_follows_the_images_name_is_given_to_what_it_is_for(target):
+    assert json.loads(last(target, "ENTRYPOINT")) == ["kservekit", "serve" if target in SERVING else "loadtest"]
 
 
 def test_the_healthcheck_tells_a_server_that_lives_from_one_that_is_not_there(tmp_path):

@@ -1,6 +1,8 @@
 """A run over several processes: locust's real master and workers, one schedule, one verdict."""
 
+import argparse
 import contextlib
+import io
 import itertools
 import json
 import subprocess
@@ -10,11 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 import msgpack
 import numpy as np
 from hdrh.histogram import HdrHistogram
+from PIL import Image
+from rendered_manifests import MANIFESTS, rendered
 from test_loadtest import closed_port, stub
 
-from kservekit.loadtest import shapes
+from kservekit.codec import rest_v2
+from kservekit.loadtest import options, payload, shapes
 from kservekit.loadtest.recorder import Outcome, Recorder
 from kservekit.local.triton import reserved_ports
+from kservekit.manifests.check import read_documents
+from kservekit.manifests.lint.rules_security import short_of_restricted
+from kservekit.manifests.pods import of_kind
+from kservekit.tensors import ModelSpec
+from kservekit.transformers.image import ImageTransformer
 
 
 def counted(requests, width_s=1):
@@ -57,18 +67,36 @@ def locust(*flags):
             process.kill()
 
 
+def as_in_the_manifests(name):
+    """The flags of a Job's container."""
+    (job,) = (
+        one
+        for one in of_kind(read_documents(rendered(MANIFESTS / "loadtest")), "Job")
+        if one["metadata"]["name"] == name
+    )
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["kservekit", "loadtest", "locust"]
+    return container["args"]
+
+
 def distributed(folder, url, *settings, workers=2, kill=False):
-    """What the master said and how it ended, and how each worker did."""
+    """What the master said and how it ended, and how each worker did; all of them are started as in the manifests."""
     folder.mkdir()
-    profile = folder / "profile.toml"
-    profile.write_text("\n".join([f"url = '{url}'", "model = 'm'", "inputs = {}", *settings]))
+    (folder / "profile.toml").write_text("\n".join([f"url = '{url}'", "model = 'm'", "inputs = {}", *settings]))
     with reserved_ports({"master": None}) as ports:
         pass
-    flags = ("--master", "--headless", "--master-bind-host=127.0.0.1", f"--master-bind-port={ports['master']}")
-    flags += (f"--expect-workers={workers}", f"--load-profile={profile}", f"--run-json={folder / 'run.json'}")
+
+    def here(flag):
+        for there, mine in (("/etc/loadtest", folder), ("/results/$(POD_NAME)", folder / "run")):
+            flag = flag.replace(there, str(mine))
+        return flag.replace("workers=2", f"workers={workers}").replace("host=photo-loadtest", "host=127.0.0.1")
+
+    flags = [here(flag) for flag in as_in_the_manifests("photo-loadtest")]
+    flags += ["--master-bind-host=127.0.0.1", f"--master-bind-port={ports['master']}"]
     with contextlib.ExitStack() as stack:
         master = stack.enter_context(locust(*flags))
-        worker = ("--worker", "--master-host=127.0.0.1", f"--master-port={ports['master']}")
+        worker = [here(flag) for flag in as_in_the_manifests("photo-loadtest-workers")]
+        worker.append(f"--master-port={ports['master']}")
         processes = [stack.enter_context(locust(*worker)) for _ in range(workers)]
         if kill:
             while " begins" not in (line := processes[0].stderr.readline()):
@@ -101,6 +129,7 @@ def test_a_master_and_its_workers_are_one_run_with_one_verdict(tmp_path):
     for part, text in zip((starts[::2], starts[1::2]), by_worker, strict=True):
         assert f" of {len(part)} requests sent" in text
     assert HdrHistogram.decode(run["total"]["hdr"]).get_total_count() == run["answers"]
+    assert "<b>fail</b>" in (tmp_path / "whole/run.html").read_text()
 
     out, err, code, _, run = less.result()
     assert code == 3, out + err
@@ -115,6 +144,50 @@ def test_a_master_and_its_workers_are_one_run_with_one_verdict(tmp_path):
     out, err, code, _, run = refused.result()
     assert (code, run) == (4, None), out + err
     assert f"{nowhere} does not answer: connection refused" in err
+
+
+def test_the_profile_of_the_manifests_is_one_and_its_payload_is_a_picture(tmp_path):
+    (config,) = of_kind(read_documents(rendered(MANIFESTS / "loadtest")), "ConfigMap")
+    for name, text in config["data"].items():
+        (tmp_path / name).write_text(text)
+    given = flags_of("profile.toml")
+    found = options.resolve(given, url=None, users=None, duration_s=None, profile=tmp_path / "profile.toml")
+    assert (found.target.model, found.open_loop) == ("photo", True)
+    (one,) = payload.from_files(found.payloads, ModelSpec(ImageTransformer.inputs), found.target)
+    request = rest_v2.decode_request(one.body, one.headers["inference-header-content-length"])
+    assert Image.open(io.BytesIO(request.tensors["image"][0])).size == (224, 224)
+
+
+def flags_of(*arguments):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("profile")
+    options.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def test_as_many_workers_are_started_as_the_master_waits_for():
+    (workers,) = (
+        job
+        for job in of_kind(read_documents(rendered(MANIFESTS / "loadtest")), "Job")
+        if "workers" in job["metadata"]["name"]
+    )
+    assert f"--expect-workers={workers['spec']['parallelism']}" in as_in_the_manifests("photo-loadtest")
+    assert workers["spec"]["completions"] == workers["spec"]["parallelism"]
+
+
+def test_every_pod_of_the_load_test_has_as_little_power_as_restricted_asks_for():
+    documents = [
+        *read_documents(rendered(MANIFESTS / "loadtest")),
+        *read_documents(rendered(MANIFESTS / "loadtest/results")),
+    ]
+    pods = [one["spec"]["template"]["spec"] for one in of_kind(documents, "Job")]
+    pods += [one["spec"] for one in of_kind(documents, "Pod")]
+    assert len(pods) == 3
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert short_of_restricted(container["securityContext"], pod.get("securityContext", {})) == []
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
 def test_locust_that_is_not_installed_is_one_line(monkeypatch):

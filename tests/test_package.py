@@ -61,7 +61,7 @@ def test_the_wheel_has_every_file_of_every_room(wheel):
         f"kservekit/{target}{file.relative_to(ROOT / room).as_posix()}"
         for room, target in ROOMS.items()
         for file in (ROOT / room).rglob("*")
-        if file.suffix in (".py", ".yaml", ".json", ".md")
+        if file.suffix in (".py", ".yaml", ".toml", ".json", ".md")
     }
     with zipfile.ZipFile(wheel) as file:
         assert {name for name in file.namelist() if name.startswith("kservekit/")} == expected
