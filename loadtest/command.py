@@ -29,7 +29,7 @@ keys of an SLO file (--slo), or of a profile's `slo`:
 
 keys of a profile:
   {", ".join(flags.PROFILE_KEYS[:7])},
-  {", ".join(flags.PROFILE_KEYS[7:15])},
+  {", ".join(flags.PROFILE_KEYS[7:16])},
   payloads (files beside it) or inputs (shapes by name, or none), slo
 
 examples:

@@ -57,6 +57,7 @@ def measure(
         load,
         good_ms=options.slo.goodput_ms,
         max_in_flight=options.max_in_flight,
+        trace_share=options.trace_share,
     )
     open_loop = isinstance(load, Load)
     environment.user_classes = [users.user_class(session, open_loop=open_loop)]

@@ -14,9 +14,10 @@ from grpc.experimental import gevent as grpc_gevent
 
 from kservekit import errors
 from kservekit.codec import grpc as codec
-from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.payload import Message, Payload
 from kservekit.loadtest.recorder import TIMED_OUT, Outcome
-from kservekit.loadtest.target import REVISION, CannotTest, Target
+from kservekit.loadtest.request_id import REQUEST_ID, TRACEPARENT, RequestId
+from kservekit.loadtest.target import ATTEMPTS, REVISION, CannotTest, Target, attempts
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
 
@@ -35,15 +36,18 @@ class GrpcWire:
         self._infer = [channel.unary_unary("/inference.GRPCInferenceService/ModelInfer") for channel in self._channels]
         self._next = 0
 
-    def prepare(self, payload: Payload) -> bytes:
-        return payload.body
+    def prepare(self, payload: Payload) -> Message:
+        return Message(b"", payload.body)
 
-    def send(self, message: bytes) -> Outcome:
+    def send(self, message: Message, named: RequestId) -> Outcome:
         """What became of it; it raises for nothing that a server or a network can do."""
+        own = ((REQUEST_ID, named.request_id),) if named.request_id else ()
+        if named.traceparent:
+            own += ((TRACEPARENT, named.traceparent),)
         self._next = (self._next + 1) % len(self._infer)
         try:
             reply, call = self._infer[self._next].with_call(
-                message, timeout=self.target.timeout_s, metadata=self._metadata
+                message.body, timeout=self.target.timeout_s, metadata=self._metadata + own
             )
         except grpc.RpcError as error:
             code = error.code()
@@ -52,9 +56,8 @@ class GrpcWire:
                 and _said(error.trailing_metadata(), errors.ERROR_HEADER) == ""
             ):
                 return Outcome(TIMED_OUT)
-            return Outcome(f"gRPC {code.name}", _said(error.trailing_metadata(), REVISION))
-        trailing = call.trailing_metadata()
-        return Outcome("", _said(trailing, REVISION), len(reply), _said(trailing, "server-timing"))
+            return _outcome(f"gRPC {code.name}", 0, error)
+        return _outcome("", len(reply), call)
 
     def probe(self) -> ModelSpec:
         """What the model takes; CannotTest where it is not there or not ready."""
@@ -99,6 +102,14 @@ class GrpcWire:
             return grpc.insecure_channel(where, options)
         roots = Path(self.target.ca_file).read_bytes() if self.target.ca_file else None
         return grpc.secure_channel(where, grpc.ssl_channel_credentials(roots), options)
+
+
+def _outcome(failed: str, received: int, call: Any) -> Outcome:
+    """A server speaks in trailing metadata, a proxy before it in initial."""
+    trailing, initial = call.trailing_metadata(), call.initial_metadata()
+    timing = "" if failed else _said(trailing, "server-timing")
+    request_id, tried = _said(initial, REQUEST_ID), attempts(_said(initial, ATTEMPTS))
+    return Outcome(failed, _said(trailing, REVISION), received, timing, request_id, tried)
 
 
 def _said(metadata: Any, name: str) -> str:

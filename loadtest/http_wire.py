@@ -19,9 +19,10 @@ from geventhttpclient.response import HTTPParseError, HTTPSocketResponse
 
 from kservekit.codec import rest_v2
 from kservekit.errors import InvalidInput
-from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.payload import Message, Payload
 from kservekit.loadtest.recorder import TIMED_OUT, Outcome
-from kservekit.loadtest.target import REVISION, CannotTest, Target
+from kservekit.loadtest.request_id import REQUEST_ID, TRACEPARENT, RequestId
+from kservekit.loadtest.target import ATTEMPTS, REVISION, CannotTest, Target, attempts
 from kservekit.tensors import ModelSpec
 
 BLOCK = 1 << 16
@@ -55,31 +56,36 @@ class HttpWire:
         self._server_name = (target.host or target.address[0]).partition(":")[0]
         self._free: deque[tuple[socket.socket, float]] = deque()
 
-    def prepare(self, payload: Payload) -> bytes:
-        """The whole request."""
+    def prepare(self, payload: Payload) -> Message:
         target = self.target
         path = f"{target.v1_path}:predict" if target.wire == "v1" else f"{target.model_path}/infer"
-        return self._request("POST", path, payload.headers, payload.body)
+        first, line, rest = self._request("POST", path, payload.headers, payload.body).partition(b"\r\n")
+        return Message(first + line, rest)
 
-    def send(self, message: bytes) -> Outcome:
+    def send(self, message: Message, named: RequestId) -> Outcome:
         """What became of it; it raises for nothing that a server or a network can do."""
+        own = f"{REQUEST_ID}: {named.request_id}\r\n" if named.request_id else ""
+        if named.traceparent:
+            own += f"{TRACEPARENT}: {named.traceparent}\r\n"
+        head = message.head + own.encode("ascii")
         try:
             with gevent.Timeout(self.target.timeout_s):
-                response = self._exchange(message, _Counted)
+                response = self._exchange(head, message.body, _Counted)
         except gevent.Timeout:
             return Outcome(TIMED_OUT)
         except (OSError, HTTPParseError) as error:
             return Outcome(network_error(error))
         status, revision = response.status_code, str(response.get(REVISION) or "")
-        if 200 <= status < 300:
-            return Outcome("", revision, response.received, str(response.get("server-timing") or ""))
-        return Outcome(f"HTTP {status}", revision, response.received)
+        failed = "" if 200 <= status < 300 else f"HTTP {status}"
+        timing = "" if failed else str(response.get("server-timing") or "")
+        request_id = str(response.get(REQUEST_ID) or "")
+        return Outcome(failed, revision, response.received, timing, request_id, attempts(response.get(ATTEMPTS)))
 
     def get(self, path: str) -> tuple[int, bytes]:
         """CannotTest where nothing answers."""
         try:
             with gevent.Timeout(self.target.probe_timeout_s):
-                response = self._exchange(self._request("GET", path, {}, b""), _Kept)
+                response = self._exchange(self._request("GET", path, {}, b""), b"", _Kept)
         except gevent.Timeout:
             raise CannotTest(f"{self.target.url} does not answer within {self.target.probe_timeout_s:g} s") from None
         except (OSError, HTTPParseError) as error:
@@ -105,11 +111,15 @@ class HttpWire:
         while self._free:
             self._free.pop()[0].close()
 
-    def _exchange(self, message: bytes, kind: type[_Response]) -> _Response:
+    def _exchange(self, head: bytes, body: bytes, kind: type[_Response]) -> _Response:
         connection = self._connection()
         kept = False
         try:
-            connection.sendall(message)
+            if len(body) <= BLOCK:
+                connection.sendall(head + body)
+            else:  # a copy would cost more than a call
+                connection.sendall(head)
+                connection.sendall(body)
             response = kind(connection, block_size=BLOCK, method="GET")
             try:
                 response.body = response.read()

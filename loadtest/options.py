@@ -17,7 +17,7 @@ from kservekit.loadtest.target import WIRES, Target, token_from
 
 PROFILE_KEYS = (
     *("url", "model", "version", "wire", "host_header", "headers", "timeout_s"),
-    *("rate", "shape", "seed", "users", "think_s", "duration_s", "max_in_flight", "triton"),
+    *("rate", "shape", "seed", "users", "think_s", "duration_s", "max_in_flight", "trace_share", "triton"),
     *("payloads", "inputs", "slo"),
 )
 
@@ -35,6 +35,7 @@ class Options:
     max_in_flight: int
     slo: Slo
     triton: str = ""
+    trace_share: float = 0.0
     payloads: tuple[Path, ...] = ()
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -69,6 +70,12 @@ def add_flags(parser: Any) -> None:
     )
     load.add_argument(
         "--input", action="append", metavar="NAME=1,3,224,224", help="shape of a generated input; several times"
+    )
+    load.add_argument(
+        "--trace-share",
+        type=float,
+        metavar="SHARE",
+        help="of the requests that ask for spans by traceparent (default: 0)",
     )
     load.add_argument("--triton", metavar="HOST:8001", help="gRPC port of a Triton whose statistics go into the report")
     load.add_argument("--slo", metavar="FILE", help="what the run is held to, TOML or YAML")
@@ -128,6 +135,7 @@ def resolve(
         duration_s=duration if duration == math.inf else _positive(duration, "s", f"{where}duration_s"),
         max_in_flight=_whole(chosen(given.max_in_flight, "max_in_flight", 1000), f"{where}max_in_flight"),
         slo=_slo(given.slo, said, where),
+        trace_share=document.number(chosen(given.trace_share, "trace_share", 0.0), "share", f"{where}trace_share"),
         triton=str(chosen(given.triton, "triton", "")),
         payloads=tuple(map(Path, given.payload)) if given.payload else _files(said, profile),
         inputs={**_shapes(said.get("inputs", {}), where), **dict(map(_input, given.input or []))},

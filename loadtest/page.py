@@ -37,6 +37,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 11.5px syste
 .name.orange, circle.orange { fill: var(--orange); } .name.gray, circle.gray { fill: var(--gray); }
 .share { background: var(--blue); height: 11px; margin-top: 5px; min-width: 1px; border-radius: 2px; }
 td:has(.share) { width: 60%; }
+code { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; }
 .bound { stroke: var(--bad); stroke-dasharray: 2 3; } .bound-name { fill: var(--bad); }
 """
 

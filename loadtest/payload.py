@@ -34,6 +34,14 @@ class Payload:
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request as a wire sends it, but for its own id: `head` comes before that, `body` after it."""
+
+    head: bytes
+    body: bytes
+
+
 def generated(spec: ModelSpec, target: Target, *, shapes: Mapping[str, Sequence[int]]) -> list[Payload]:
     """CannotStart where the model declares no inputs, or `shapes` has one that it does not take."""
     if not spec.inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,7 +11,8 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from kservekit.loadtest.run import Part, Second, bin_of, together
+from kservekit.loadtest.request_id import RequestId
+from kservekit.loadtest.run import Part, Second, Slow, bin_of, together
 
 PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 
@@ -22,6 +24,11 @@ MOST_SLOTS = 1024
 """Of the series; twice as wide each time that it would have more."""
 MOST_KINDS = 64
 """Of errors, and of combinations of wire, name and revision; the rest is counted as `other`."""
+
+SLOWEST = 10
+"""Requests whose ids are kept, and as many of those with spans."""
+
+UNNAMED = RequestId("", "")
 
 TIMED_OUT = "timed out"
 
@@ -36,6 +43,10 @@ class Outcome:
     received: int = 0
     server_timing: str = ""
     """What the server says of where its time went."""
+    request_id: str = ""
+    """What the answer calls the request, where a proxy gave it another id than it came with."""
+    attempts: int = 0
+    """How often a proxy asked until it had this answer; 0 where nobody says so."""
 
 
 @dataclass
@@ -66,6 +77,9 @@ class Recorder:
         self.sent_bytes = self.received_bytes = 0
         self.first_answer_s: float | None = None
         self.errors_by: dict[str, int] = {}
+        self.retries: int | None = None
+        self._slow: list[Slow] = []
+        self._slow_with_spans: list[Slow] = []
         self._stages: dict[str, list[float]] = {}
         self.width_s = 1
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
@@ -86,7 +100,17 @@ class Recorder:
         slot = self._slot(at_s)
         self._sent[slot] = self._sent.get(slot, 0) + 1
 
-    def end(self, wire: str, name: str, outcome: Outcome, *, due_s: float, sent_s: float, end_s: float) -> None:
+    def end(
+        self,
+        wire: str,
+        name: str,
+        outcome: Outcome,
+        named: RequestId = UNNAMED,
+        *,
+        due_s: float,
+        sent_s: float,
+        end_s: float,
+    ) -> None:
         """It is over."""
         revision = outcome.revision
         tally = self._tallies.get((wire, name, revision)) or self._tally(wire, name, revision)
@@ -99,6 +123,9 @@ class Recorder:
             second = series[slot] = Second()
         latency_s = end_s - due_s
         self.received_bytes += outcome.received
+        if outcome.attempts:
+            self.retries = (self.retries or 0) + outcome.attempts - 1
+        self._keep_slow(latency_s, due_s, name, outcome, named)
         if outcome.error:
             self.errors += 1
             tally.errors += 1
@@ -123,6 +150,9 @@ class Recorder:
         tally.from_send[us] = tally.from_send.get(us, 0) + 1
         index = bin_of(latency_s)
         second.bins[index] = second.bins.get(index, 0) + 1
+
+    def slowest(self) -> list[Slow]:
+        return sorted([*self._slow, *self._slow_with_spans], reverse=True)
 
     def stages_ms(self) -> dict[str, float]:
         """Means of the answers that had the stage."""
@@ -165,6 +195,10 @@ class Recorder:
             (self._tallies.get(key) or self._tally(*key)).add(theirs)
         while self.width_s < other.width_s:
             self._widen()
+        if other.retries is not None:
+            self.retries = (self.retries or 0) + other.retries
+        for kept, theirs_slow in ((self._slow, other._slow), (self._slow_with_spans, other._slow_with_spans)):
+            kept[:] = sorted(heapq.nlargest(SLOWEST, [*kept, *theirs_slow]))
         narrower = self.width_s // other.width_s
         for mine, counts in ((self._asked, other._asked), (self._sent, other._sent)):
             for slot, count in counts.items():
@@ -176,8 +210,11 @@ class Recorder:
 
     def as_data(self) -> dict[str, Any]:
         """All of it, as mappings, lists, numbers and text."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("_good_s", "_tallies", "_series")}
+        apart = ("_good_s", "_tallies", "_series", "_slow", "_slow_with_spans")
+        plain = {name: value for name, value in vars(self).items() if name not in apart}
         return plain | {
+            "_slow": [vars(slow) for slow in self._slow],
+            "_slow_with_spans": [vars(slow) for slow in self._slow_with_spans],
             "_tallies": [[*key, vars(tally)] for key, tally in self._tallies.items()],
             "_series": {
                 revision: {slot: vars(second) for slot, second in series.items()}
@@ -190,12 +227,26 @@ class Recorder:
         """Of what `as_data` gave."""
         recorder = cls()
         vars(recorder).update(found)
+        recorder._slow = [Slow(**slow) for slow in found["_slow"]]
+        recorder._slow_with_spans = [Slow(**slow) for slow in found["_slow_with_spans"]]
         recorder._tallies = {(wire, name, arm): _Tally(**tally) for wire, name, arm, tally in found["_tallies"]}
         recorder._series = {
             revision: {slot: Second(**second) for slot, second in series.items()}
             for revision, series in found["_series"].items()
         }
         return recorder
+
+    def _keep_slow(self, latency_s: float, due_s: float, name: str, outcome: Outcome, named: RequestId) -> None:
+        kept = self._slow_with_spans if named.traceparent else self._slow
+        latency_ms = latency_s * 1000
+        if len(kept) == SLOWEST and latency_ms <= kept[0].latency_ms:
+            return
+        request_id = outcome.request_id or named.request_id
+        slow = Slow(latency_ms, due_s, name, outcome.revision, outcome.error, request_id, named.trace_id)
+        if len(kept) < SLOWEST:
+            heapq.heappush(kept, slow)
+        else:
+            heapq.heapreplace(kept, slow)
 
     def _count_error(self, kind: str, count: int = 1) -> None:
         kind = kind if kind in self.errors_by or len(self.errors_by) < MOST_KINDS else "other"

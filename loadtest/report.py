@@ -8,7 +8,9 @@ from html import escape
 
 from kservekit.loadtest import chart, page, table
 from kservekit.loadtest.chart import Bound, Line
+from kservekit.loadtest.request_id import REQUEST_ID
 from kservekit.loadtest.run import Part, Run, percentile_of, together
+from kservekit.loadtest.target import ATTEMPTS
 from kservekit.loadtest.verdict import Objective, Verdict
 
 MOST_POINTS = 240
@@ -42,6 +44,7 @@ def html(run: Run, verdict: Verdict) -> str:
             "<h2>Latency in milliseconds</h2>",
             _parts(run),
             *_server_side(run),
+            *_slowest(run),
             *_errors(run),
             "<h2>Environment</h2>",
             page.rows((), [(name, escape(value)) for name, value in _environment(run)]),
@@ -195,6 +198,24 @@ def _server_side(run: Run) -> Iterator[str]:
     )
 
 
+def _slowest(run: Run) -> Iterator[str]:
+    if not run.slowest:
+        return
+    yield "<h2>Slowest requests</h2>"
+    yield '<p class="how">By the ids under which a server logs them; those with a trace have spans.</p>'
+    lines = [
+        (
+            page.right(_ms(slow.latency_ms)),
+            page.right(f"{slow.due_s:.1f} s"),
+            escape(slow.error or slow.revision or "-"),
+            f"<code>{escape(slow.request_id or '-')}</code>",
+            f"<code>{escape(slow.trace_id or '-')}</code>",
+        )
+        for slow in run.slowest
+    ]
+    yield page.rows(("ms", "due at", "error or revision", REQUEST_ID, "trace"), lines)
+
+
 def _errors(run: Run) -> Iterator[str]:
     if run.errors_by:
         yield "<h2>Errors</h2>"
@@ -209,6 +230,8 @@ def _environment(run: Run) -> Iterator[tuple[str, str]]:
         f"{run.generator.get('busy', 0):.0%} busy, at most {run.load.get('max_in_flight', '-')} in flight",
     )
     yield "bytes", f"{run.sent_bytes / seconds / 1e6:,.2f} MB/s out, {run.received_bytes / seconds / 1e6:,.2f} MB/s in"
+    if run.retries is not None:
+        yield "retries", f"{run.retries:,} of a proxy, by {ATTEMPTS}; the generator sends each request once"
     yield from run.target.items()
     yield from run.environment.items()
 

@@ -246,6 +246,7 @@ def _session(environment: Environment, found: Options, part: tuple[int, int] = (
         found.load() if found.open_loop else Closed(found.users, math.inf, found.think_s),
         good_ms=found.slo.goodput_ms,
         max_in_flight=math.ceil(found.max_in_flight / part[1]),
+        trace_share=found.trace_share,
         part=part,
         listener=users.for_locusts_page(environment, found.target),
     )

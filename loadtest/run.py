@@ -80,6 +80,22 @@ class Part:
     """The latencies, whole, in HdrHistogram's own form (microseconds)."""
 
 
+@dataclass(order=True)
+class Slow:
+    """One of the slowest requests, by the ids under which a server's logs and its traces have it."""
+
+    latency_ms: float
+    due_s: float
+    """When it ought to have started, from the beginning of the run."""
+    name: str
+    revision: str
+    error: str
+    request_id: str
+    """x-request-id, as the answer has it where a proxy changed it."""
+    trace_id: str
+    """Empty where no spans were asked for."""
+
+
 @dataclass
 class Run:
     target: dict[str, str]
@@ -111,6 +127,10 @@ class Run:
     environment: dict[str, str]
     server_ms: dict[str, float] = field(default_factory=dict)
     """Where the server says that the time went, means by stage: our Server-Timing, and Triton's statistics."""
+    retries: int | None = None
+    """Those of a proxy that says so; None where nobody does. The generator itself sends each request once."""
+    slowest: list[Slow] = field(default_factory=list)
+    """The slowest first; those with spans have a list of their own in it."""
     lost: list[str] = field(default_factory=list)
     """Generators of a distributed run that did not live to say what they counted."""
     interrupted: bool = False
@@ -148,6 +168,7 @@ def read(file: Path) -> Run:
     try:
         found["total"] = Part(**found["total"])
         found["parts"] = [Part(**part) for part in found["parts"]]
+        found["slowest"] = [Slow(**slow) for slow in found.get("slowest", ())]
         found["series"] = {name: [_second(second) for second in series] for name, series in found["series"].items()}
         return Run(**found)
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -20,8 +20,9 @@ from gevent.pool import Group
 
 from kservekit.cpus import usable_cpus
 from kservekit.loadtest.pace import LoopClock
-from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.payload import Message, Payload
 from kservekit.loadtest.recorder import Outcome, Recorder
+from kservekit.loadtest.request_id import RequestId, RequestIds
 from kservekit.loadtest.run import Run
 from kservekit.loadtest.shapes import Closed, Load
 from kservekit.loadtest.share import Share, run_of
@@ -43,9 +44,9 @@ Listener = Callable[[str, Outcome, float], None]
 class Wire(Protocol):
     target: Target
 
-    def prepare(self, payload: Payload) -> bytes: ...
+    def prepare(self, payload: Payload) -> Message: ...
 
-    def send(self, message: bytes) -> Outcome: ...
+    def send(self, message: Message, named: RequestId) -> Outcome: ...
 
     def probe(self) -> ModelSpec: ...
 
@@ -61,6 +62,7 @@ class Session:
         *,
         good_ms: float | None,
         max_in_flight: int,
+        trace_share: float = 0.0,
         part: tuple[int, int] = (0, 1),
         listener: Listener | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Session:
         self.stopping = False
         self.over = Event()
         self.failure: Exception | None = None
+        self._ids = RequestIds(wire.target.headers, trace_share)
         self._messages = itertools.cycle([(payload.name, wire.prepare(payload)) for payload in payloads])
         self._listener = listener
         self._end_s: float | None = None
@@ -135,14 +138,15 @@ class Session:
         if due_s is None:
             due_s = sent_s
             self.recorder.ask(due_s)
-        self.recorder.send(sent_s, len(message))
+        self.recorder.send(sent_s, len(message.head) + len(message.body))
+        named = self._ids.next()
         self.in_flight += 1
         try:
-            outcome = self.wire.send(message)
+            outcome = self.wire.send(message, named)
         finally:
             self.in_flight -= 1
         end_s = self.elapsed_s
-        self.recorder.end(self.wire.target.wire, name, outcome, due_s=due_s, sent_s=sent_s, end_s=end_s)
+        self.recorder.end(self.wire.target.wire, name, outcome, named, due_s=due_s, sent_s=sent_s, end_s=end_s)
         if self._listener is not None:
             self._listener(name, outcome, end_s - due_s)
         return outcome

@@ -79,6 +79,8 @@ def run_of(
         generator={name: max(share.generator[name] for share in shares) for name in shares[0].generator},
         environment=_environment(shares),
         server_ms=recorder.stages_ms(),
+        retries=recorder.retries,
+        slowest=recorder.slowest(),
         lost=list(lost),
         interrupted=interrupted,
     )

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 from kservekit.loadtest.compare import Comparison
 from kservekit.loadtest.limit import Limit
+from kservekit.loadtest.request_id import REQUEST_ID
 from kservekit.loadtest.run import Part, Run
+from kservekit.loadtest.target import ATTEMPTS
 from kservekit.loadtest.verdict import Verdict
 
 PERCENTILES = ("p50", "p90", "p95", "p99", "p999", "max")
+
+SHOWN_SLOW = 3
 
 _COLUMNS = {"second": 7, "asked": 9, "sent": 9, "answers": 9, "errors": 8, "in flight": 11, "p50 ms": 9, "p99 ms": 9}
 
@@ -48,6 +52,11 @@ def summary(run: Run, verdict: Verdict) -> str:
     lines += [
         f"  {count:,} x {kind}" for kind, count in sorted(run.errors_by.items(), key=lambda item: item[1], reverse=True)
     ]
+    if run.retries is not None:
+        lines.append(f"  {run.retries:,} retries of a proxy, by {ATTEMPTS}")
+    for slow in run.slowest[:SHOWN_SLOW]:
+        found_as = f"{REQUEST_ID} {slow.request_id}" + (f", trace {slow.trace_id}" if slow.trace_id else "")
+        lines.append(f"  slow: {_ms(slow.latency_ms)} ms, due at {slow.due_s:.1f} s: {found_as}")
     lines.append("")
     lines += [f"  {mark(objective.held)}  {objective.text}" for objective in verdict.objectives]
     return "\n".join([*lines, "", verdict.reason])

@@ -14,6 +14,9 @@ from kservekit.loadtest.shapes import meant
 REVISION = "kservekit-revision"
 """The header, or gRPC's trailing metadata, in which an answer says its arm of a canary."""
 
+ATTEMPTS = "x-envoy-attempt-count"
+"""In which a proxy says how often it has asked before it had this answer; Envoy does where it is told to."""
+
 PROBE_TIMEOUT_S = 10.0
 
 WIRES = ("v1", "v2-json", "v2-binary", "v2-grpc")
@@ -102,6 +105,12 @@ class Target:
     @property
     def v1_path(self) -> str:
         return f"{self._parts.path.rstrip('/')}/v1/models/{quote(self.model, safe='')}"
+
+
+def attempts(said: object) -> int:
+    """0 where nobody says it."""
+    text = str(said or "")
+    return int(text) if text.isdecimal() else 0
 
 
 def token_from(variable: str) -> dict[str, str]:

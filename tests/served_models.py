@@ -190,6 +190,16 @@ class Late(Predictor):
         return tensors
 
 
+class Noting(Predictor):
+    """Keeps what its requests are called, a line each."""
+
+    def infer(self, tensors):
+        request = current_request()
+        with open(os.environ["KSERVEKIT_TEST_FILE"], "a") as file:
+            file.write(f"{request.id} {request.headers.get('traceparent', '')}\n")
+        return tensors
+
+
 class Gated(Predictor):
     """Answers once the file `open` is there, and leaves one when it is entered and when it is stopped."""
 

@@ -18,6 +18,7 @@ from certificates import self_signed
 from kservekit.loadtest import command
 from kservekit.loadtest.http_wire import HttpWire
 from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.recorder import UNNAMED
 from kservekit.loadtest.target import CannotTest, Target
 
 STUB = str(Path(__file__).with_name("load_stub.py"))
@@ -89,7 +90,7 @@ def test_an_answer_counts_in_every_form_that_http_has_and_half_of_one_does_not(f
         wire = HttpWire(Target(f"http://127.0.0.1:{port}", "m", "v2-json", timeout_s=10))
         message = wire.prepare(Payload("x", b"{}", {}))
         for _ in range(2):
-            outcome = wire.send(message)
+            outcome = wire.send(message, UNNAMED)
             assert (outcome.error, outcome.received) == (error, received)
         wire.close()
 

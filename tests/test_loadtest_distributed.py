@@ -19,6 +19,7 @@ from test_loadtest import closed_port, stub
 from kservekit.codec import rest_v2
 from kservekit.loadtest import options, payload, shapes
 from kservekit.loadtest.recorder import Outcome, Recorder
+from kservekit.loadtest.request_id import RequestId
 from kservekit.local.triton import reserved_ports
 from kservekit.manifests.check import read_documents
 from kservekit.manifests.lint.rules_security import short_of_restricted
@@ -30,11 +31,13 @@ from kservekit.transformers.image import ImageTransformer
 def counted(requests, width_s=1):
     recorder = Recorder(good_ms=15)
     for at, latency in requests:
-        outcome = Outcome("HTTP 503" if at % 7 == 0 else "", f"r{at % 2}", 10, f"total;dur={at % 5}")
+        failed = "HTTP 503" if at % 7 == 0 else ""
+        outcome = Outcome(failed, f"r{at % 2}", 10, f"total;dur={at % 5}", attempts=2)
+        named = RequestId(f"{at:032x}", f"00-{at:032x}-0000000000000001-01" if at % 3 else "")
         due = at * width_s
         recorder.ask(due)
         recorder.send(due + 0.001, 20)
-        recorder.end("w", "n", outcome, due_s=due, sent_s=due + 0.001, end_s=due + latency)
+        recorder.end("w", "n", outcome, named, due_s=due, sent_s=due + 0.001, end_s=due + latency)
     return recorder
 
 
@@ -52,6 +55,8 @@ def test_what_several_generators_counted_is_exactly_what_one_would_have():
         assert together.parts() == whole.parts()
         assert together.series() == whole.series()
         assert together.stages_ms() == whole.stages_ms()
+        assert together.slowest() == whole.slowest()
+        assert together.retries == whole.retries == 900
         for name in ("asked", "sent", "answers", "errors", "good", "sent_bytes", "received_bytes", "errors_by"):
             assert getattr(together, name) == getattr(whole, name), name
         assert HdrHistogram.decode(together.total().hdr).get_total_count() == whole.answers
