@@ -67,7 +67,7 @@ RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,
 # Its web server and its gevent have no place in an image that serves.
 FROM build AS loadtest-packages
 RUN --mount=type=cache,target=/build/.cache/pip --mount=type=secret,id=pip.conf,target=/pip.conf \
-    pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[loadtest]" \
+    pip --python /opt/kservekit/bin/python install --only-binary :all: "$(echo /wheels/*.whl)[loadtest,otlp]" \
     && pip --python /opt/kservekit/bin/python uninstall --yes kservekit
 
 FROM ${BASE} AS runtime

@@ -30,6 +30,7 @@ keys of an SLO file (--slo), or of a profile's `slo`:
 keys of a profile:
   {", ".join(flags.PROFILE_KEYS[:7])},
   {", ".join(flags.PROFILE_KEYS[7:16])},
+  {", ".join(flags.PROFILE_KEYS[16:18])},
   payloads (files beside it) or inputs (shapes by name, or none), slo
 
 examples:
@@ -101,23 +102,26 @@ def _loadtest(arguments: Sequence[str], put: Put, say: Put) -> int:
             raise CannotStart(f"{file} cannot be written: there is no folder {Path(file).parent}")
     from kservekit.loadtest import generator, report, table, verdict
     from kservekit.loadtest import run as runs
+    from kservekit.loadtest.publish import Publisher
     from kservekit.loadtest.shapes import Closed
     from kservekit.loadtest.triton_statistics import TritonStatistics
 
+    publisher = Publisher(options)
     wire, payloads = generator.prepared(options)
     progress = None if given.quiet else say
     try:
         if given.find_limit:
-            return _limit(options, wire, payloads, given, put, progress)
+            return _limit(options, wire, payloads, publisher, given, put, progress)
         triton = TritonStatistics(options.triton, options.target.model) if options.triton else None
         load = options.load() if options.open_loop else Closed(options.users, options.duration_s, options.think_s)
         try:
-            measured = generator.measure(options, wire, payloads, load, say=progress)
+            measured = generator.measure(options, wire, payloads, load, publisher, say=progress)
         except generator.Interrupted as stopped:
             measured = stopped.run
         if triton is not None:
             measured.server_ms |= triton.means()
     finally:
+        publisher.close()
         wire.close()
     found = verdict.judge(measured, options.slo)
     if measured.interrupted:
@@ -148,6 +152,7 @@ def _limit(
     options: flags.Options,
     wire: Any,
     payloads: Any,
+    publisher: Any,
     given: argparse.Namespace,
     put: Put,
     say: Put | None,
@@ -157,7 +162,9 @@ def _limit(
 
     try:
         found = limit.search(
-            lambda rate: generator.trial(options, wire, payloads, rate, say), options.rate or 1.0, most=given.most
+            lambda rate: generator.trial(options, wire, payloads, rate, publisher, say),
+            options.rate or 1.0,
+            most=given.most,
         )
     except generator.Interrupted:
         return STOPPED

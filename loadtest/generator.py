@@ -16,6 +16,7 @@ from kservekit.loadtest import payload, table, users
 from kservekit.loadtest.limit import Trial, is_stable
 from kservekit.loadtest.options import Options
 from kservekit.loadtest.payload import Payload
+from kservekit.loadtest.publish import Publisher
 from kservekit.loadtest.run import Run, percentile_of, together
 from kservekit.loadtest.schedule import asked_in
 from kservekit.loadtest.session import Session, Wire
@@ -46,7 +47,13 @@ def prepared(options: Options) -> tuple[Wire, list[Payload]]:
 
 
 def measure(
-    options: Options, wire: Wire, payloads: Sequence[Payload], load: Load | Closed, *, say: Say | None = None
+    options: Options,
+    wire: Wire,
+    payloads: Sequence[Payload],
+    load: Load | Closed,
+    publisher: Publisher,
+    *,
+    say: Say | None = None,
 ) -> Run:
     """One run, all of it. Interrupted on Ctrl-C, at once."""
     logging.getLogger("locust").setLevel(logging.WARNING)
@@ -59,6 +66,7 @@ def measure(
         max_in_flight=options.max_in_flight,
         trace_share=options.trace_share,
     )
+    publisher.session = session
     open_loop = isinstance(load, Load)
     environment.user_classes = [users.user_class(session, open_loop=open_loop)]
     environment.stop_timeout = options.target.timeout_s
@@ -84,9 +92,16 @@ def measure(
     return session.result()
 
 
-def trial(options: Options, wire: Wire, payloads: Sequence[Payload], rate: float, say: Say | None = None) -> Trial:
+def trial(
+    options: Options,
+    wire: Wire,
+    payloads: Sequence[Payload],
+    rate: float,
+    publisher: Publisher,
+    say: Say | None = None,
+) -> Trial:
     """One step of the search for the limit."""
-    run = measure(options, wire, payloads, options.load(rate))
+    run = measure(options, wire, payloads, options.load(rate), publisher)
     verdict = judge(run, options.slo)
     found = _trial(rate, run, verdict)
     if say is not None:

@@ -41,13 +41,12 @@ class GrpcWire:
 
     def send(self, message: Message, named: RequestId) -> Outcome:
         """What became of it; it raises for nothing that a server or a network can do."""
-        own = ((REQUEST_ID, named.request_id),) if named.request_id else ()
-        if named.traceparent:
-            own += ((TRACEPARENT, named.traceparent),)
+        own = ((REQUEST_ID, named.request_id), (TRACEPARENT, named.traceparent))
+        metadata = self._metadata + tuple(one for one in own if one[1])
         self._next = (self._next + 1) % len(self._infer)
         try:
             reply, call = self._infer[self._next].with_call(
-                message.body, timeout=self.target.timeout_s, metadata=self._metadata + own
+                message.body, timeout=self.target.timeout_s, metadata=metadata
             )
         except grpc.RpcError as error:
             code = error.code()

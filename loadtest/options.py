@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from kservekit.loadtest.target import WIRES, Target, token_from
 PROFILE_KEYS = (
     *("url", "model", "version", "wire", "host_header", "headers", "timeout_s"),
     *("rate", "shape", "seed", "users", "think_s", "duration_s", "max_in_flight", "trace_share", "triton"),
+    *("metrics_port", "otlp"),
     *("payloads", "inputs", "slo"),
 )
 
@@ -36,6 +38,8 @@ class Options:
     slo: Slo
     triton: str = ""
     trace_share: float = 0.0
+    metrics_port: int | None = None
+    otlp: str = ""
     payloads: tuple[Path, ...] = ()
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -78,6 +82,8 @@ def add_flags(parser: Any) -> None:
         help="of the requests that ask for spans by traceparent (default: 0)",
     )
     load.add_argument("--triton", metavar="HOST:8001", help="gRPC port of a Triton whose statistics go into the report")
+    load.add_argument("--metrics-port", type=int, metavar="PORT", help="the run's own figures, for Prometheus to ask")
+    load.add_argument("--otlp", metavar="URL", help="the same by OTLP's gRPC, such as http://localhost:4317")
     load.add_argument("--slo", metavar="FILE", help="what the run is held to, TOML or YAML")
 
 
@@ -124,6 +130,7 @@ def resolve(
     )
     rate = chosen(given.rate, "rate")
     seed = chosen(given.poisson, "seed")
+    port = chosen(given.metrics_port, "metrics_port")
     duration = chosen(duration_s, "duration_s", math.inf)
     options = Options(
         target,
@@ -137,6 +144,8 @@ def resolve(
         slo=_slo(given.slo, said, where),
         trace_share=document.number(chosen(given.trace_share, "trace_share", 0.0), "share", f"{where}trace_share"),
         triton=str(chosen(given.triton, "triton", "")),
+        metrics_port=None if port is None else _whole(port, f"{where}metrics_port", least=0),
+        otlp=_receiver(str(chosen(given.otlp, "otlp", "")), f"{where}otlp"),
         payloads=tuple(map(Path, given.payload)) if given.payload else _files(said, profile),
         inputs={**_shapes(said.get("inputs", {}), where), **dict(map(_input, given.input or []))},
     )
@@ -172,6 +181,18 @@ def _slo(flag: str | None, said: Mapping[str, Any], where: str) -> Slo:
     if not isinstance(found, dict):
         raise CannotStart(f"{where}slo is {found!r}: expected keys and values")
     return slo.parse(found, f"{where}slo")
+
+
+def _receiver(url: str, where: str) -> str:
+    if url and not url.startswith(("http://", "https://")):
+        raise CannotStart(f"{where} is {url!r}: expected such as http://localhost:4317, of a receiver by gRPC")
+    try:
+        installed = not url or importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc")
+    except ModuleNotFoundError:
+        installed = None
+    if not installed:
+        raise CannotStart(f"{where} is {url!r}, and its exporter is not installed: pip install 'kservekit[otlp]'")
+    return url
 
 
 def _headers(lines: Sequence[str]) -> dict[str, str]:

@@ -162,6 +162,20 @@ class Recorder:
         """Of the last two slots with an answer in them, for whoever watches."""
         return together(series[slot] for series in self._series.values() for slot in sorted(series)[-2:]).bins
 
+    def answers_by(self) -> dict[str, int]:
+        """By revision."""
+        found: dict[str, int] = {}
+        for (_, _, revision), tally in self._tallies.items():
+            found[revision] = found.get(revision, 0) + tally.answers
+        return found
+
+    def latencies_us(self) -> dict[str, dict[int, int]]:
+        """By revision, how many of each latency, in microseconds from the intended start."""
+        found: dict[str, _Tally] = {}
+        for (_, _, revision), tally in self._tallies.items():
+            found.setdefault(revision, _Tally()).add(tally)
+        return {revision: tally.latency for revision, tally in found.items()}
+
     def parts(self) -> list[Part]:
         return [_part(*key, [tally]) for key, tally in sorted(self._tallies.items())]
 

@@ -27,6 +27,7 @@ from kservekit.errors import CannotStart, KServeKitError
 from kservekit.loadtest import command, generator, options, report, table, users, verdict
 from kservekit.loadtest import run as runs
 from kservekit.loadtest.options import Options
+from kservekit.loadtest.publish import Publisher
 from kservekit.loadtest.session import NAP_S, Session
 from kservekit.loadtest.shapes import Closed, Load
 from kservekit.loadtest.share import Share, run_of
@@ -48,6 +49,7 @@ class Alone:
     def __init__(self, environment: Environment, put: Put) -> None:
         self.environment, self.put = environment, put
         self.session: Session | None = None
+        self.publisher: Publisher | None = None
         self.slo = Slo()
 
     def start(self) -> None:
@@ -57,11 +59,13 @@ class Alone:
         try:
             given = options.from_locusts_page(self.environment.parsed_options)  # type: ignore[arg-type]
             found = resolved(given, self.environment.host)
+            self.publisher = self.publisher or Publisher(found)
             self.session = _session(self.environment, found)
         except KServeKitError as error:
             refuse(self.environment, str(error), _exit_code(error))
             return
         self.slo = found.slo
+        self.publisher.session = self.session
         self.session.begin()
         self.put(self.session)
         if isinstance(self.session.load, Load):
@@ -76,6 +80,8 @@ class Alone:
         if session is None:  # told before: locust says it once for the run and once for its own end
             return
         session.wire.close()
+        if self.publisher is not None:
+            self.publisher.tell()
         if session.failure is not None:
             log.error("the load generator failed: %r", session.failure)
             return
@@ -184,6 +190,7 @@ class Worker:
     def __init__(self, environment: Environment, runner: WorkerRunner, put: Put) -> None:
         self.environment, self.runner, self.put = environment, runner, put
         self.session: Session | None = None
+        self.publisher: Publisher | None = None
         environment.process_exit_code = 0  # the verdict is the master's
         runner.register_message(PREPARE, self._prepare, concurrent=True)
         runner.register_message(BEGIN, self._begin, concurrent=True)
@@ -195,7 +202,9 @@ class Worker:
         error, exit_code = "", 0
         try:
             found = resolved(argparse.Namespace(**part["flags"]), part["host"])
+            self.publisher = self.publisher or Publisher(found)
             self.session = _session(self.environment, found, (part["index"], part["of"]))
+            self.publisher.session = self.session
         except KServeKitError as refused:
             error, exit_code = str(refused), _exit_code(refused)
         self.runner.send_message(PREPARED, {"error": error, "exit_code": exit_code})
@@ -224,6 +233,8 @@ class Worker:
         failure = "" if session.failure is None else repr(session.failure)
         share = session.share().as_data()
         session.wire.close()
+        if self.publisher is not None:
+            self.publisher.tell()
         self.runner.send_message(COUNTED, {"share": share, "failure": failure})
 
 

@@ -84,7 +84,7 @@ class Session:
 
     def begin(self) -> None:
         """Time counts from here."""
-        self._started = datetime.now(UTC)
+        self.started = datetime.now(UTC)
         self._begin = time.perf_counter()
         self._clock.begin()
 
@@ -172,7 +172,7 @@ class Session:
         self.close_time()
         return Share(
             self.recorder,
-            started=self._started.isoformat(timespec="seconds"),
+            started=self.started.isoformat(timespec="seconds"),
             duration_s=self._end_s or 0.0,
             generator={"busy": round(self._busy, 4), "blocked_s": round(self.blocked_s, 3)},
             environment=environment(),
