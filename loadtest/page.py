@@ -26,7 +26,7 @@ dl.figures dt { color: var(--soft); font-size: 12.5px; } dl.figures dd { margin:
   font-variant-numeric: tabular-nums; white-space: nowrap; } dl.figures small { font-size: 12.5px; font-weight: 400; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; color: var(--soft); } th, td { padding: 5px 12px 5px 0; vertical-align: top;
-  border-bottom: 1px solid var(--rule); } .number { text-align: right; }
+  border-bottom: 1px solid var(--rule); } .number { text-align: right; white-space: nowrap; }
 .held { color: var(--good); } .broken { color: var(--bad); font-weight: 600; } .unknown { color: var(--dim); }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11.5px system-ui, sans-serif; }
 .grid { stroke: var(--rule); } .tick { fill: var(--soft); } .line { fill: none; stroke-width: 1.8;
@@ -36,12 +36,14 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 11.5px syste
 .name.blue, circle.blue { fill: var(--blue); } .name.violet, circle.violet { fill: var(--violet); }
 .name.orange, circle.orange { fill: var(--orange); } .name.gray, circle.gray { fill: var(--gray); }
 .share { background: var(--blue); height: 11px; margin-top: 5px; min-width: 1px; border-radius: 2px; }
-td:has(.share) { width: 60%; }
+td:has(.share) { width: 60%; } td span { display: block; }
+.deep1 { padding-left: 16px; } .deep2 { padding-left: 32px; color: var(--soft); }
 code { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; }
+@media (max-width: 720px) { main { padding: 20px 16px; } dl.figures { grid-template-columns: repeat(3, 1fr); }
+  table { display: block; overflow-x: auto; } td:has(.share) { min-width: 160px; } }
 .bound { stroke: var(--bad); stroke-dasharray: 2 3; } .bound-name { fill: var(--bad); }
 """
 
-_NUMBER = ' class="number"'
 _RIGHT = "\0"
 """Before a cell that is a number; no text has it."""
 
@@ -52,14 +54,15 @@ def right(text: str) -> str:
 
 def rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML."""
-    parts = ["<table>"]
-    if head:
-        cells = (f"<th{_NUMBER if index > 1 else ''}>{name}</th>" for index, name in enumerate(head))
-        parts.append(f"<tr>{''.join(cells)}</tr>")
-    for row in rows:
-        cells = (
-            f"<td{_NUMBER}>{cell.removeprefix(_RIGHT)}</td>" if cell.startswith(_RIGHT) else f"<td>{cell}</td>"
-            for cell in row
-        )
-        parts.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*parts, "</table>"])
+    lines = [_row("th", head)] if head else []
+    return "\n".join(["<table>", *lines, *(_row("td", row) for row in rows), "</table>"])
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    written = (
+        f'<{tag} class="number">{cell.removeprefix(_RIGHT)}</{tag}>'
+        if cell.startswith(_RIGHT)
+        else f"<{tag}>{cell}</{tag}>"
+        for cell in cells
+    )
+    return f"<tr>{''.join(written)}</tr>"

@@ -44,8 +44,8 @@ def html(run: Run, verdict: Verdict) -> str:
             "<h2>Latency in milliseconds</h2>",
             _parts(run),
             *_server_side(run),
-            *_slowest(run),
             *_errors(run),
+            *_slowest(run),
             "<h2>Environment</h2>",
             page.rows((), [(name, escape(value)) for name, value in _environment(run)]),
             "</main></body></html>",
@@ -149,7 +149,7 @@ def _percentiles(run: Run) -> str:
 
 def _latency_bounds(objectives: Iterable[Objective]) -> list[Bound]:
     return [
-        Bound(f"{one.name.removesuffix('_ms')} at most", one.bound)
+        Bound(f"{_written(one.name.removesuffix('_ms'))} ≤ {chart.short(one.bound)} ms", one.bound)
         for one in objectives
         if one.name.startswith(("p", "max")) and one.name.endswith("_ms")
     ]
@@ -157,7 +157,7 @@ def _latency_bounds(objectives: Iterable[Objective]) -> list[Bound]:
 
 def _parts(run: Run) -> str:
     names = table.PERCENTILES
-    head = ("requests", "revision", "answers", "errors", *names)
+    head = ("requests", "revision", *map(page.right, ("answers", "errors", *map(_written, names))))
     parts: list[tuple[str, Part, dict[str, float]]] = [
         (" ".join((part.wire, part.name)), part, part.latency_ms) for part in run.parts if len(run.parts) > 1
     ]
@@ -182,20 +182,38 @@ def _server_side(run: Run) -> Iterator[str]:
     if not run.server_ms:
         return
     yield "<h2>Where the time went</h2>"
-    yield '<p class="how">Means in milliseconds: as measured here, and as the server says of its stages.</p>'
-    rows = {"here, from the send": run.total.from_send_ms.get("mean", 0.0)} | run.server_ms
-    longest = max(rows.values()) or 1.0
+    yield (
+        '<p class="how">Means in milliseconds: as measured here from the send, and as the server says of its stages; '
+        "Triton's are within those of the server that asks it.</p>"
+    )
+    shown = list(_stages(run))
+    longest = max(value for _, _, value in shown) or 1.0
     yield page.rows(
         (),
         [
             (
-                escape(name),
+                f'<span class="deep{depth}">{escape(name)}</span>',
                 f'<div class="share" style="width: {100 * value / longest:.1f}%"></div>',
                 page.right(_ms(value)),
             )
-            for name, value in rows.items()
+            for depth, name, value in shown
         ],
     )
+
+
+def _stages(run: Run) -> Iterator[tuple[int, str, float]]:
+    """How deep one lies within another, its name, and its milliseconds."""
+    here = run.total.from_send_ms.get("mean", 0.0)
+    yield 0, "all of it", here
+    total = run.server_ms.get("total")
+    if total is not None:
+        yield 1, "on the way, and here", max(0.0, here - total)
+        yield 1, "in the server", total
+    for name, value in run.server_ms.items():
+        if name.startswith("triton_"):
+            yield 2, f"Triton: {name.removeprefix('triton_').replace('_', ' ')}", value
+        elif name != "total":
+            yield 2, name, value
 
 
 def _slowest(run: Run) -> Iterator[str]:
@@ -213,7 +231,7 @@ def _slowest(run: Run) -> Iterator[str]:
         )
         for slow in run.slowest
     ]
-    yield page.rows(("ms", "due at", "error or revision", REQUEST_ID, "trace"), lines)
+    yield page.rows((page.right("ms"), page.right("due at"), "error or revision", REQUEST_ID, "trace"), lines)
 
 
 def _errors(run: Run) -> Iterator[str]:
@@ -240,6 +258,10 @@ def _time_ticks(run: Run) -> list[tuple[float, str]]:
     end = max(len(run.asked_series), 1) * run.width_s
     step = next((one for one in (1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 21600) if end / one <= 12), 86400)
     return [(at, f"{at} s" if at < 600 else f"{at // 60} min") for at in range(0, end + 1, step)]
+
+
+def _written(percentile: str) -> str:
+    return percentile.replace("p999", "p99.9")
 
 
 def _ms(value: float | None) -> str:
