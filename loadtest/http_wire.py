@@ -115,11 +115,7 @@ class HttpWire:
         connection = self._connection()
         kept = False
         try:
-            if len(body) <= BLOCK:
-                connection.sendall(head + body)
-            else:  # a copy would cost more than a call
-                connection.sendall(head)
-                connection.sendall(body)
+            self._send(connection, head, body)
             response = kind(connection, block_size=BLOCK, method="GET")
             try:
                 response.body = response.read()
@@ -132,6 +128,16 @@ class HttpWire:
             else:
                 connection.close()
         return response
+
+    def _send(self, connection: socket.socket, head: bytes, body: bytes) -> None:
+        if len(body) <= BLOCK or self._tls is not None:
+            connection.sendall(head + body)
+            return
+        # A copy of a large one would cost more than all the rest, and a call for each twice the wake-ups.
+        sent = connection.sendmsg([head, body])
+        if sent < len(head):
+            connection.sendall(head[sent:])
+        connection.sendall(memoryview(body)[max(0, sent - len(head)) :])
 
     def _connection(self) -> socket.socket:
         while self._free:
