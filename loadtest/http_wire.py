@@ -115,7 +115,10 @@ class HttpWire:
         connection = self._connection()
         kept = False
         try:
-            self._send(connection, head, body)
+            if len(body) <= BLOCK or self._tls is not None:
+                connection.sendall(head + body)
+            else:
+                send_both(connection, head, body)
             response = kind(connection, block_size=BLOCK, method="GET")
             try:
                 response.body = response.read()
@@ -128,16 +131,6 @@ class HttpWire:
             else:
                 connection.close()
         return response
-
-    def _send(self, connection: socket.socket, head: bytes, body: bytes) -> None:
-        if len(body) <= BLOCK or self._tls is not None:
-            connection.sendall(head + body)
-            return
-        # A copy of a large one would cost more than all the rest, and a call for each twice the wake-ups.
-        sent = connection.sendmsg([head, body])
-        if sent < len(head):
-            connection.sendall(head[sent:])
-        connection.sendall(memoryview(body)[max(0, sent - len(head)) :])
 
     def _connection(self) -> socket.socket:
         while self._free:
@@ -162,6 +155,14 @@ class HttpWire:
             sent["content-length"] = str(len(body))
         head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("ascii") + body
+
+
+def send_both(connection: socket.socket, head: bytes, body: bytes) -> None:
+    """A copy of a large body would cost more than all the rest, and a call for each part twice the wake-ups."""
+    sent = connection.sendmsg([head, body])
+    if sent < len(head):
+        connection.sendall(head[sent:])
+    connection.sendall(memoryview(body)[max(0, sent - len(head)) :])
 
 
 def network_error(error: Exception) -> str:

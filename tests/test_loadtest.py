@@ -10,13 +10,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gevent
+import gevent.socket
 import numpy as np
 import pytest
 from calls import kservekit, served
 from certificates import self_signed
 
 from kservekit.loadtest import command
-from kservekit.loadtest.http_wire import HttpWire
+from kservekit.loadtest.http_wire import HttpWire, send_both
 from kservekit.loadtest.payload import Payload
 from kservekit.loadtest.recorder import UNNAMED
 from kservekit.loadtest.target import CannotTest, Target
@@ -93,6 +95,23 @@ def test_an_answer_counts_in_every_form_that_http_has_and_half_of_one_does_not(f
             outcome = wire.send(message, UNNAMED)
             assert (outcome.error, outcome.received) == (error, received)
         wire.close()
+
+
+@pytest.mark.parametrize("head", [b"h" * 9, b"h" * 3_000_000])
+def test_a_large_request_arrives_whole_whatever_the_kernel_takes_at_once(head):
+    """The first call takes some of it: of the body, or of a head that is longer than anybody's."""
+    body = bytes(range(256)) * 20_000
+    mine, theirs = gevent.socket.socketpair()
+
+    def send():
+        with mine:
+            send_both(mine, head, body)
+
+    with theirs:
+        sender = gevent.spawn(send)
+        received = b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+        sender.get()
+    assert received == head + body
 
 
 def test_what_is_answered_within_the_slo_is_goodput_and_the_exit_code_is_the_verdict(tmp_path):
@@ -176,7 +195,6 @@ def test_the_search_for_the_limit_says_what_held(tmp_path, at_any_pace):
 
 
 def test_every_wire_reaches_our_own_server_and_says_its_revision(tmp_path, at_any_pace):
-    """Also with more than a socket takes at once."""
 
     def by(wire, url):
         folder = tmp_path / wire
