@@ -99,6 +99,7 @@ class Master:
         self.environment, self.runner = environment, runner
         self.options: Options | None = None
         self.load: Load | Closed | None = None
+        self.run = 0
         self.workers: list[str] = []
         self.prepared: dict[str, Mapping[str, Any]] = {}
         self.counted: dict[str, Mapping[str, Any]] = {}
@@ -118,11 +119,12 @@ class Master:
             return
         self.load = found.load() if found.open_loop else Closed(runner.target_user_count, math.inf, found.think_s)
         self.workers = [client.id for client in (*runner.clients.ready, *runner.clients.running)]
+        self.run += 1
         self.prepared.clear()
         self.counted.clear()
         for index, worker in enumerate(self.workers):
             part = {"index": index, "of": len(self.workers), "host": environment.host, "flags": vars(given)}
-            runner.send_message(PREPARE, part, client_id=worker)
+            runner.send_message(PREPARE, {"run": self.run, **part}, client_id=worker)
         self._wait_for(self.prepared)
         for worker in self.workers:
             said = self.prepared.get(worker, {"error": "lost before the run", "exit_code": command.NO_VERDICT})
@@ -170,7 +172,8 @@ class Master:
 
     def _hear(self, said: dict[str, Mapping[str, Any]]) -> Callable[..., None]:
         def hear(msg: Any, **_: Any) -> None:
-            said[msg.node_id] = msg.data
+            if msg.data["run"] == self.run:  # a worker that was lost may come back with what it has of the one before
+                said[msg.node_id] = msg.data
 
         return hear
 
@@ -191,6 +194,7 @@ class Worker:
         self.environment, self.runner, self.put = environment, runner, put
         self.session: Session | None = None
         self.publisher: Publisher | None = None
+        self.run = 0
         environment.process_exit_code = 0  # the verdict is the master's
         runner.register_message(PREPARE, self._prepare, concurrent=True)
         runner.register_message(BEGIN, self._begin, concurrent=True)
@@ -198,6 +202,7 @@ class Worker:
 
     def _prepare(self, msg: Any, **_: Any) -> None:
         part = msg.data
+        self.run = part["run"]
         self.put(None)
         error, exit_code = "", 0
         try:
@@ -207,7 +212,10 @@ class Worker:
             self.publisher.session = self.session
         except KServeKitError as refused:
             error, exit_code = str(refused), _exit_code(refused)
-        self.runner.send_message(PREPARED, {"error": error, "exit_code": exit_code})
+        except Exception as failure:  # the master waits for a word
+            log.exception("cannot prepare")
+            error, exit_code = repr(failure), command.NO_VERDICT
+        self.runner.send_message(PREPARED, {"run": self.run, "error": error, "exit_code": exit_code})
 
     def _begin(self, **_: Any) -> None:
         session = self.session
@@ -231,11 +239,13 @@ class Worker:
         if session is None:  # said before: the schedule ended as the run was stopped
             return
         failure = "" if session.failure is None else repr(session.failure)
-        share = session.share().as_data()
+        counted = {"run": self.run, "share": session.share().as_data(), "failure": failure}
         session.wire.close()
-        if self.publisher is not None:
-            self.publisher.tell()
-        self.runner.send_message(COUNTED, {"share": share, "failure": failure})
+        try:
+            if self.publisher is not None:
+                self.publisher.tell()
+        finally:
+            self.runner.send_message(COUNTED, counted)
 
 
 def resolved(given: argparse.Namespace, host: str | None) -> Options:
