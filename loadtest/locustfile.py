@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import gevent
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
@@ -53,6 +54,8 @@ def _add_flags(parser: Any) -> None:
 
 
 def _take_a_role(environment: Environment, runner: Any, **_: Any) -> None:
+    # Its time stands still while modules are imported, and locust's -t would be over by as much too early.
+    gevent.get_hub().loop.update_now()
     if isinstance(runner, WorkerRunner):
         Worker(environment, runner, _put)
         return
@@ -61,6 +64,7 @@ def _take_a_role(environment: Environment, runner: Any, **_: Any) -> None:
     hooks.test_start.add_listener(lambda **_: role.start())
     hooks.test_stopping.add_listener(lambda **_: role.stopping())
     hooks.test_stop.add_listener(lambda **_: role.stopped())
+    hooks.quitting.add_listener(lambda **_: role.quitting())
 
 
 def _take_users_from_the_profile(environment: Environment) -> None:

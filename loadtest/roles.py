@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from locust.env import Environment
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
@@ -32,6 +34,7 @@ from kservekit.loadtest.session import NAP_S, Session
 from kservekit.loadtest.shapes import Closed, Load
 from kservekit.loadtest.share import Share, run_of
 from kservekit.loadtest.slo import Slo
+from kservekit.loadtest.triton_statistics import TritonStatistics
 
 log = logging.getLogger("kservekit.loadtest")
 
@@ -43,27 +46,78 @@ Put = Callable[[Session | None], None]
 """Hands the session to locust's users."""
 
 
-class Alone:
+class Judge(ABC):
+    """Who ends a run, and says what came of it. locust's -t and a schedule may be over at the same moment: whichever is
+    first is not cut off by the other before there is a verdict."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self._is_ending = False
+        self._told = Event()
+
+    def start(self) -> None:
+        self._is_ending = False
+        self._told.clear()
+        self.environment.process_exit_code = command.NO_VERDICT  # locust may stop before there is more to say
+        try:
+            self.prepare()
+        except KServeKitError as error:
+            log.error("%s", error)
+            self.environment.process_exit_code = _exit_code(error)
+            gevent.spawn(self.end)
+
+    def stopping(self) -> None:
+        self._is_ending = True
+        self.finish()
+
+    def stopped(self) -> None:
+        try:
+            self.conclude()
+        finally:
+            self._told.set()
+
+    def quitting(self) -> None:
+        if self._is_ending:
+            self._told.wait()
+
+    def end(self) -> None:
+        """Not from one of locust's own events, which it waits for."""
+        if not self._is_ending:
+            runner: Any = self.environment.runner
+            headless = getattr(self.environment.parsed_options, "headless", False)
+            (runner.quit if headless else runner.stop)()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Starts the run; a KServeKitError says why it cannot."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Returns when all that was sent has been answered."""
+
+    @abstractmethod
+    def conclude(self) -> None: ...
+
+
+class Alone(Judge):
     """The only process: it sends, and it judges."""
 
     def __init__(self, environment: Environment, put: Put) -> None:
-        self.environment, self.put = environment, put
+        super().__init__(environment)
+        self.put = put
         self.session: Session | None = None
         self.publisher: Publisher | None = None
+        self.triton: TritonStatistics | None = None
         self.slo = Slo()
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         self.session = None
         self.put(None)
-        self.environment.process_exit_code = command.NO_VERDICT  # locust may stop before there is more to say
-        try:
-            given = options.from_locusts_page(self.environment.parsed_options)  # type: ignore[arg-type]
-            found = resolved(given, self.environment.host)
-            self.publisher = self.publisher or Publisher(found)
-            self.session = _session(self.environment, found)
-        except KServeKitError as error:
-            refuse(self.environment, str(error), _exit_code(error))
-            return
+        given = options.from_locusts_page(self.environment.parsed_options)  # type: ignore[arg-type]
+        found = resolved(given, self.environment.host)
+        self.publisher = self.publisher or Publisher(found)
+        self.triton = _triton(found)
+        self.session = _session(self.environment, found)
         self.slo = found.slo
         self.publisher.session = self.session
         self.session.begin()
@@ -71,11 +125,11 @@ class Alone:
         if isinstance(self.session.load, Load):
             gevent.spawn(self._keep_schedule, self.session)
 
-    def stopping(self) -> None:
+    def finish(self) -> None:
         if self.session is not None:
             self.session.finish()
 
-    def stopped(self) -> None:
+    def conclude(self) -> None:
         session, self.session = self.session, None
         if session is None:  # told before: locust says it once for the run and once for its own end
             return
@@ -85,20 +139,22 @@ class Alone:
         if session.failure is not None:
             log.error("the load generator failed: %r", session.failure)
             return
-        conclude(self.environment, session.result(), self.slo)
+        tell(self.environment, session.result(), self.slo, self.triton)
 
     def _keep_schedule(self, session: Session) -> None:
         users.keep_schedule(session)
-        end(self.environment)
+        self.end()
 
 
-class Master:
+class Master(Judge):
     """Sends nothing: hands out parts of the load, and judges what its workers counted, all of it together."""
 
     def __init__(self, environment: Environment, runner: MasterRunner) -> None:
-        self.environment, self.runner = environment, runner
+        super().__init__(environment)
+        self.runner = runner
         self.options: Options | None = None
         self.load: Load | Closed | None = None
+        self.triton: TritonStatistics | None = None
         self.run = 0
         self.workers: list[str] = []
         self.prepared: dict[str, Mapping[str, Any]] = {}
@@ -106,17 +162,13 @@ class Master:
         runner.register_message(PREPARED, self._hear(self.prepared))
         runner.register_message(COUNTED, self._hear(self.counted))
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         """Returns when all workers have begun, and locust starts users thereafter."""
         environment, runner = self.environment, self.runner
         self.options = None
-        environment.process_exit_code = command.NO_VERDICT
         given = options.from_locusts_page(environment.parsed_options)  # type: ignore[arg-type]
-        try:
-            found = resolved(given, environment.host)
-        except CannotStart as error:
-            refuse(environment, str(error), command.USAGE)
-            return
+        found = resolved(given, environment.host)
+        self.triton = _triton(found)
         self.load = found.load() if found.open_loop else Closed(runner.target_user_count, math.inf, found.think_s)
         self.workers = [client.id for client in (*runner.clients.ready, *runner.clients.running)]
         self.run += 1
@@ -129,7 +181,9 @@ class Master:
         for worker in self.workers:
             said = self.prepared.get(worker, {"error": "lost before the run", "exit_code": command.NO_VERDICT})
             if said["error"]:
-                refuse(environment, f"worker {worker}: {said['error']}", said["exit_code"])
+                log.error("worker %s: %s", worker, said["error"])
+                environment.process_exit_code = said["exit_code"]
+                gevent.spawn(self.end)
                 return
         self.options = found
         for worker in self.workers:
@@ -137,7 +191,7 @@ class Master:
         if isinstance(self.load, Load):
             gevent.spawn(self._watch)
 
-    def stopping(self) -> None:
+    def finish(self) -> None:
         if self.options is None:
             return
         for worker in self.workers:
@@ -145,7 +199,7 @@ class Master:
                 self.runner.send_message(FINISH, client_id=worker)
         self._wait_for(self.counted)
 
-    def stopped(self) -> None:
+    def conclude(self) -> None:
         found, self.options = self.options, None
         if found is None or self.load is None:
             return
@@ -163,12 +217,12 @@ class Master:
             log.error("no data: all workers were lost, and with them what they counted: %s", ", ".join(lost))
             return
         run = run_of(shares, found.target, self.load, found.max_in_flight, lost=lost)
-        conclude(self.environment, run, found.slo)
+        tell(self.environment, run, found.slo, self.triton)
 
     def _watch(self) -> None:
         """An open loop is over when its parts are."""
         self._wait_for(self.counted)
-        end(self.environment)
+        self.end()
 
     def _hear(self, said: dict[str, Mapping[str, Any]]) -> Callable[..., None]:
         def hear(msg: Any, **_: Any) -> None:
@@ -273,8 +327,14 @@ def _session(environment: Environment, found: Options, part: tuple[int, int] = (
     )
 
 
-def conclude(environment: Environment, run: runs.Run, slo: Slo) -> None:
+def _triton(found: Options) -> TritonStatistics | None:
+    return TritonStatistics(found.triton, found.target.model) if found.triton else None
+
+
+def tell(environment: Environment, run: runs.Run, slo: Slo, triton: TritonStatistics | None) -> None:
     """The table, the files, and the exit code."""
+    if triton is not None:
+        run.server_ms |= triton.means()
     found = verdict.judge(run, slo)
     run.verdict = found.as_dict()
     print(table.summary(run, found), flush=True)  # noqa: T201
@@ -284,19 +344,6 @@ def conclude(environment: Environment, run: runs.Run, slo: Slo) -> None:
         runs.save(run, Path(given.run_json))
     if given.run_html:
         runs.write(Path(given.run_html), report.html(run, found))
-
-
-def refuse(environment: Environment, why: str, exit_code: int) -> None:
-    log.error("%s", why)
-    environment.process_exit_code = exit_code
-    gevent.spawn(end, environment)
-
-
-def end(environment: Environment) -> None:
-    """Not from one of locust's own events, which it waits for."""
-    runner: Any = environment.runner
-    headless = getattr(environment.parsed_options, "headless", False)
-    (runner.quit if headless else runner.stop)()
 
 
 def _exit_code(error: KServeKitError) -> int:
