@@ -198,6 +198,38 @@ def test_a_call_that_is_given_up_ends_at_the_server_too():
     with_foreign(test)
 
 
+@pytest.mark.parametrize(("patience_s", "end"), [(20, "ended"), (0, "cancelled")])
+def test_a_call_that_is_given_up_and_ends_in_a_moment_is_not_cancelled(port, patience_s, end, monkeypatch):
+    monkeypatch.setattr("kservekit.oip.grpc_channel.LET_END_S", patience_s)
+
+    async def test():
+        started, go_on, seen = asyncio.Event(), asyncio.Event(), []
+
+        async def slowly(message, call):
+            started.set()
+            try:
+                await go_on.wait()
+                seen.append("ended")
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+            return b"done"
+
+        async with channel_to(f"127.0.0.1:{port}") as channel, ours("127.0.0.1", port, b"who") as server:
+            server.unary["/S/slowly"] = slowly
+            call = asyncio.create_task(channel.call("/S/slowly", b"", timeout_s=20))
+            await started.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await until(lambda: answers(channel, b"who"))
+            go_on.set()
+            await until(lambda: answers(channel, b"who"))
+            assert seen == [end]
+
+    run(test)
+
+
 def test_answers_of_a_stream_come_one_by_one_and_an_error_after_them():
     async def test(methods, channel):
         assert [each async for each in channel.stream("/S/count", b"3", timeout_s=20)] == [b"0", b"1", b"2"]

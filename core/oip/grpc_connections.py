@@ -46,12 +46,12 @@ class Link:
     def end(self) -> None:
         self.running -= 1
         if not self.wanted and not self.running:
-            _spawn(self.close())
+            spawn(self.close())
 
     def retire(self) -> None:
         self.wanted = False
         if not self.running:
-            _spawn(self.close())
+            spawn(self.close())
 
     async def close(self) -> None:
         self.wanted = False
@@ -83,7 +83,7 @@ class _Peer:
     def connects(self) -> asyncio.Task[None] | None:
         """The attempt that is under way, or one that begins now; None while the address is given time."""
         if self._dialing is None and asyncio.get_running_loop().time() >= self._not_before:
-            self._dialing = _spawn(self._connect())
+            self._dialing = spawn(self._connect())
         return self._dialing
 
     def drop(self) -> None:
@@ -189,7 +189,7 @@ class Connections:
 
     def _look_up(self) -> asyncio.Task[None]:
         if self._looking_up is None:
-            self._looking_up = _spawn(self._addresses())
+            self._looking_up = spawn(self._addresses())
         return self._looking_up
 
     async def _addresses(self) -> None:
@@ -219,7 +219,7 @@ def _give_up_when_unheard(connected: Any) -> None:
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def _spawn(work: Any) -> asyncio.Task[None]:
+def spawn(work: Any) -> asyncio.Task[None]:
     """A task of nobody's; a reference is kept, as asyncio wants it."""
     task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
     _tasks.add(task)
