@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,3 +151,11 @@ def gpus(container: dict[str, Any], kind: str = "limits") -> dict[str, Any]:
     """The limits, or requests, that ask for a GPU or for a part of one."""
     asked = (container.get("resources") or {}).get(kind) or {}
     return {key: value for key, value in asked.items() if key.startswith(("nvidia.com/", "amd.com/"))}
+
+
+def amount(quantity: Any) -> float:
+    """Kubernetes' 500m, 2Gi or 1 as a number; 0 for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?", str(quantity))
+    factors = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+    factors |= {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTP", 1)}
+    return float(found[1]) * factors.get(found[2] or "", 1.0) if found else 0.0

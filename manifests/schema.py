@@ -196,8 +196,10 @@ def _check_scalar(value: Any, node: dict[str, Any], path: Place) -> Iterator[tup
     if isinstance(value, str):
         if "pattern" in node and not re.search(node["pattern"], value):
             yield path, f"is {_quoted(value)}: expected what matches {node['pattern']}"
-        if not node.get("minLength", 0) <= len(value) <= node.get("maxLength", len(value)):
-            yield path, f"has {len(value)} characters: expected up to {node.get('maxLength')}"
+        if len(value) < node.get("minLength", 0):
+            yield path, f"has {len(value)} characters: expected {node['minLength']} or more"
+        if len(value) > node.get("maxLength", len(value)):
+            yield path, f"has {len(value)} characters: expected up to {node['maxLength']}"
     elif isinstance(value, (int, float)) and not node.get("minimum", value) <= value <= node.get("maximum", value):
         yield path, f"is {value}: expected {node.get('minimum', 'any')} to {node.get('maximum', 'any')}"
 

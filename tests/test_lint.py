@@ -79,10 +79,11 @@ def test_where_rules_were_seen_in_public_names_rules_and_can_be_looked_up():
     assert set(seen) <= set(RULES)
     for rule, place in seen.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", place["in"]), rule
-        assert set(place) - {"mode", "api"} in ({"in", "path", "commit", "found"}, {"in", "issue", "found"}), rule
+        assert set(place) - {"mode", "api", "as", "kserve"} in ({"in", "path", "commit", "found"}, {"in", "issue", "found"}), rule
         assert re.fullmatch("[0-9a-f]{12}", place.get("commit", "0" * 12)), rule
         if "mode" in place:
             assert RULES[rule].modes == (place["mode"],) or len(RULES[rule].modes) == 2, rule
+        assert RULES[rule].until in ("", place.get("kserve", "0.21")), rule
 
 
 @pytest.mark.parametrize("folder", WHOLE, ids=label)

@@ -6,7 +6,7 @@ from typing import Any
 
 from kservekit.manifests.lint.case import Case
 from kservekit.manifests.lint.rule import ERROR, Found, rule
-from kservekit.manifests.pods import Pod
+from kservekit.manifests.pods import Pod, amount
 
 
 @rule(
@@ -75,10 +75,10 @@ def keda_and_its_metrics(case: Case) -> Found:
 @rule(
     "KSV509",
     ERROR,
-    "a metric for KEDA that lacks a part",
-    why="The webhook refuses External and PodMetric without a query and a target value, cpu by anything but "
-    "Utilization, and memory below 1Mi; PodMetric is opentelemetry's alone, External prometheus' or graphite's, whose "
-    "address KEDA needs.",
+    "a metric that lacks a part",
+    why="The webhook refuses a metric without what its type is named after; for KEDA External and PodMetric without a "
+    "query and a target value, cpu by anything but Utilization, memory by Value or below 1Mi. PodMetric is "
+    "opentelemetry's alone, External prometheus' or graphite's, whose address KEDA needs.",
     mend="metric.query and target.value; for External the backend and its serverAddress.",
     source="v1beta1/inference_service_validation.go, keda#7538",
     modes=("Standard",),
@@ -103,15 +103,15 @@ def keda_and_its_metrics(case: Case) -> Found:
 """,
 )
 def keda_metrics_are_whole(case: Case) -> Found:
-    if case.autoscaler != "keda":
-        return
+    is_keda = case.autoscaler == "keda"
     for pod in case.pods:
         for count, item in enumerate(_metrics(pod)):
             place = (*pod.place, "autoScaling", "metrics", count)
             kind = str(item.get("type"))
             part = item.get({"External": "external", "PodMetric": "podmetric", "Resource": "resource"}.get(kind, ""))
-            if part is None:
+            if part is None and (is_keda or kind == "Resource"):
                 yield place, f"is of type {kind} and has no {kind.lower()}"
+            if part is None or not is_keda:
                 continue
             target, metric = part.get("target") or {}, part.get("metric") or {}
             if kind in ("External", "PodMetric"):
@@ -124,6 +124,10 @@ def keda_metrics_are_whole(case: Case) -> Found:
                         yield place, f"has no metric.{key}: KEDA refuses the trigger"
             elif part.get("name") == "cpu" and target.get("type", "Utilization") != "Utilization":
                 yield place, f"scales by cpu with {target.get('type')}: KEDA takes Utilization"
+            elif part.get("name") == "memory" and target.get("type") == "Value":
+                yield place, "scales by memory with Value: KEDA takes AverageValue or Utilization"
+            elif part.get("name") == "memory" and 0 < amount(target.get("averageValue")) < 2**20:
+                yield place, f"scales by {target['averageValue']} of memory: KServe refuses less than 1Mi"
 
 
 def _metrics(pod: Pod) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ ANNOTATIONS = (
     *("deploymentMode", "autoscalerClass", "enable-prometheus-scraping", "enable-metric-aggregation"),
     *("enable-tag-routing", "nodegroup", "disable-localmodel", "targetUtilizationPercentage", "metrics"),
     *("storageSpec", "s3-endpoint", "s3-usehttps", "s3-region", "s3-verifyssl", "s3-useanoncredential"),
+    "gpu-resource-types",
 )
 """KServe's own, as far as a slip in one is likely; one that is near none of them is let be."""
 
@@ -45,10 +46,11 @@ def model_has_no_name(case: Case) -> Found:
 @rule(
     "KSV106",
     ERROR,
-    "an InferenceService's name that is no DNS label",
-    why="The name becomes Services and host names; the webhook refuses capitals, dots, underscores and a first digit.",
+    "a service's or a graph's name that is no DNS label",
+    why="The name becomes Services and host names; the webhooks refuse capitals, dots, underscores and a first digit.",
     mend="Small letters, digits and hyphens, a letter first.",
-    source="v1beta1/inference_service_validation.go",
+    source="v1beta1/inference_service_validation.go, v1alpha1/inference_graph_validation.go",
+    kinds=("InferenceService", "InferenceGraph"),
     example="""
  apiVersion: serving.kserve.io/v1beta1
  kind: InferenceService

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from kservekit.manifests.lint.case import Case, format_of
 from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
-from kservekit.manifests.pods import gpus, model_of
+from kservekit.manifests.pods import amount, gpus, model_of
 
 REFUSED_BY_KNATIVE = {
     "terminationGracePeriodSeconds": "the component's timeout is the grace period there",
@@ -131,8 +130,8 @@ def requests_are_below_the_default_limit(case: Case) -> Found:
         containers = [] if model_of(spec)[0] else spec.get("containers") or []
         resources = (containers[0].get("resources") or {}) if containers else {}
         for kind in ("cpu", "memory"):
-            limit = _amount(shipped.get(f"{kind}Limit"))
-            asked = _amount((resources.get("requests") or {}).get(kind))
+            limit = amount(shipped.get(f"{kind}Limit"))
+            asked = amount((resources.get("requests") or {}).get(kind))
             if kind not in (resources.get("limits") or {}) and limit and asked and asked > limit:
                 what = f"asks for {kind} {resources['requests'][kind]} and names no limit: KServe makes it "
                 yield ("spec", component, "containers", 0, "resources"), what + str(shipped[f"{kind}Limit"])
@@ -223,11 +222,3 @@ def shared_memory_is_shared(case: Case) -> Found:
 
 def _limit_of_the_runtime(case: Case, part: dict[str, Any]) -> bool:
     return any(gpus(container) for container in case.runtime_of(part).get("containers") or [])
-
-
-def _amount(quantity: Any) -> float:
-    """Kubernetes' 500m, 2Gi or 1 as a number; 0 for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?", str(quantity))
-    factors = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-    factors |= {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTP", 1)}
-    return float(found[1]) * factors.get(found[2] or "", 1.0) if found else 0.0

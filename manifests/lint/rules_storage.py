@@ -9,6 +9,14 @@ from kservekit.manifests.lint.rule import ERROR, WARNING, Found, rule
 from kservekit.manifests.pods import FORMATS, model_of
 from kservekit.manifests.schema import Place, kserve_versions
 
+GPU_KINDS = "serving.kserve.io/gpu-resource-types"
+
+KNOWN_TO_NODES = {
+    *("cpu", "memory", "storage", "ephemeral-storage"),
+    *("nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "habana.ai/gaudi"),
+}
+"""What a pod of several nodes may ask for, unless the service or KServe's ConfigMap names more."""
+
 SCHEMES = ("gs", "s3", "pvc", "file", "https", "http", "hdfs", "webhdfs", "oci", "oci+native", "hf")
 
 
@@ -66,7 +74,8 @@ def scheme_is_known(case: Case) -> Found:
     "KSV803",
     ERROR,
     "storage parameters for a scheme that has none",
-    why="The webhook takes storage beside a storageUri of s3, hdfs or webhdfs alone.",
+    why="The webhook takes storage beside a storageUri of s3, hdfs or webhdfs alone, and one of these as its "
+    "parameters' type.",
     mend="A service account's secret for the others.",
     source="v1beta1/inference_service_validation.go",
     example="""
@@ -79,8 +88,10 @@ def scheme_is_known(case: Case) -> Found:
 )
 def storage_goes_with_its_scheme(case: Case) -> Found:
     key, model = model_of(case.predictor)
-    scheme = str(model.get("storageUri", "")).partition("://")[0]
-    if model.get("storage") and model.get("storageUri") and scheme not in ("s3", "hdfs", "webhdfs"):
+    storage = model.get("storage") or {}
+    said = model.get("storageUri") or (storage.get("parameters") or {}).get("type") or "s3"
+    scheme = str(said).partition("://")[0]
+    if storage and scheme not in ("s3", "hdfs", "webhdfs"):
         yield ("spec", "predictor", key, "storage"), f"does not go with {scheme}://: s3, hdfs or webhdfs alone"
 
 
@@ -183,7 +194,8 @@ def cache_is_used(case: Case) -> Found:
     ERROR,
     "several nodes that KServe refuses",
     why="With workerSpec the webhook wants a storageUri of pvc:// or oci://, autoscalerClass none, one container a "
-    "worker, and the numbers of GPUs and nodes in its own fields and not in the model's environment.",
+    "worker, a GPU that it knows, and the numbers of GPUs and nodes in its own fields and not in the model's "
+    "environment.",
     mend="A claim that many nodes mount, serving.kserve.io/autoscalerClass: none, and the sizes in workerSpec.",
     source="v1beta1/inference_service_validation.go",
     modes=("Standard",),
@@ -221,6 +233,17 @@ def nodes_are_taken(case: Case) -> Found:
         yield (*place, "containers"), "has more than one container, which KServe refuses"
     if workers.get("pipelineParallelSize", 1) < 1 or workers.get("tensorParallelSize", 1) < 1:
         yield place, "has a size below 1"
+    parts = [(("spec", "predictor", key), model)] if key else []
+    parts += [((*place, "containers", number), c) for number, c in enumerate(workers.get("containers") or [])]
+    for at, part in parts:
+        for kind in sorted(_resources(part) - KNOWN_TO_NODES):
+            if kind not in case.annotations.get(GPU_KINDS, ""):
+                yield (*at, "resources"), f"asks for {kind}, which KServe refuses without {GPU_KINDS}"
+
+
+def _resources(part: dict[str, Any]) -> set[str]:
+    found = part.get("resources") or {}
+    return {str(kind) for side in ("limits", "requests") for kind in found.get(side) or {}}
 
 
 def _uris(case: Case) -> list[tuple[Place, str]]:
