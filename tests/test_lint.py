@@ -75,11 +75,17 @@ def test_a_rule_says_why_and_how_to_mend_it_and_where_that_is_known_from(rule):
 
 
 def test_where_rules_were_seen_in_public_names_rules_and_can_be_looked_up():
-    seen = yaml.safe_load((Path(__file__).parent / "public_findings.yaml").read_text(encoding="utf-8"))
-    assert set(seen) <= set(RULES)
+    seen, unseen = (
+        yaml.safe_load((Path(__file__).parent / f"public_{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("findings", "unseen")
+    )
+    assert sorted([*seen, *(rule for rules in unseen.values() for rule in rules)]) == sorted(RULES)
     for rule, place in seen.items():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", place["in"]), rule
-        assert set(place) - {"mode", "api", "as", "kserve"} in ({"in", "path", "commit", "found"}, {"in", "issue", "found"}), rule
+        assert set(place) - {"mode", "api", "as", "kserve"} in (
+            {"in", "path", "commit", "found"},
+            {"in", "issue", "found"},
+        ), rule
         assert re.fullmatch("[0-9a-f]{12}", place.get("commit", "0" * 12)), rule
         if "mode" in place:
             assert RULES[rule].modes == (place["mode"],) or len(RULES[rule].modes) == 2, rule
@@ -235,6 +241,64 @@ def test_graphs_of_the_shapes_that_others_publish_are_told_what_is_wrong(nodes, 
         "spec": {"nodes": yaml.safe_load(nodes)},
     }
     assert rules(yaml.dump(graph)) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "scaler", "told"),
+    [
+        ("{type: Resource}", "hpa", "is of type Resource and has no resource"),
+        ("{type: Resource}", "keda", "is of type Resource and has no resource"),
+        ("{type: Resource, resource: {name: memory, target: {type: Value, value: 1Gi}}}", "keda", "with Value: KEDA"),
+        (
+            "{type: Resource, resource: {name: memory, target: {type: AverageValue, averageValue: 512Ki}}}",
+            "keda",
+            "512Ki",
+        ),
+        ("{type: Resource, resource: {name: memory, target: {type: AverageValue, averageValue: 1Mi}}}", "keda", ""),
+        ("{type: Resource, resource: {name: memory, target: {type: Utilization, averageUtilization: 80}}}", "keda", ""),
+    ],
+)
+def test_a_metric_is_what_kserves_webhook_takes(metric, scaler, told):
+    """Its own tests, TestAutoscalerClassHPA and TestValidateScalingKedaCompExtension."""
+    text = SERVICE.replace("Standard}", f"Standard, serving.kserve.io/autoscalerClass: {scaler}}}")
+    faults = found(text + f"    autoScaling: {{metrics: [{metric}]}}\n")
+    assert [fault.rule for fault in faults] == ["KSV509"] * bool(told)
+    assert told in "".join(fault.what for fault in faults)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("abc.123", 1), ("4abc", 1), ("Abc-123", 1), ("abc-123", 0)])
+def test_a_graph_has_a_name_that_a_host_can_have(name, expected):
+    graph = RULES["KSV701"].good.replace("name: chain", f"name: {name}")
+    assert name in graph
+    assert [fault.rule for fault in found(graph)] == ["KSV106"] * expected
+
+
+@pytest.mark.parametrize(("type_", "expected"), [("gs", {"KSV803"}), ("s3", set()), ("hdfs", set())])
+def test_storage_without_a_uri_says_a_type_that_kserve_takes(type_, expected):
+    storage = f"storage: {{key: minio, path: photo, parameters: {{type: {type_}}}}}"
+    assert rules(SERVICE.replace("storageUri: s3://models/photo", storage)) == expected
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_worker_asks_for_a_gpu_that_kserve_knows_or_is_told_of(said):
+    text = RULES["KSV817"].good.replace(
+        "workerSpec: {pipelineParallelSize: 2}",
+        "workerSpec: {pipelineParallelSize: 2, containers: "
+        "[{name: worker-container, resources: {limits: {example.com/gpu: 1}}}]}",
+    )
+    if said:
+        text = text.replace(
+            "autoscalerClass: none",
+            """autoscalerClass: none\n    serving.kserve.io/gpu-resource-types: '["example.com/gpu"]'""",
+        )
+    assert "example.com" in text
+    assert rules(text) == (set() if said else {"KSV817"})
+
+
+def test_a_text_that_is_too_short_is_told_how_long_it_must_be():
+    text = SERVICE.replace("predictor:", "predictor:\n    storageUris: [{uri: '', mountPath: /mnt/models/photo}]")
+    (fault,) = found(text.replace(", storageUri: s3://models/photo", ""))
+    assert fault.what == "has 0 characters: expected 1 or more"
 
 
 def test_a_field_of_a_later_version_is_told_which():
