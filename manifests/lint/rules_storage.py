@@ -233,7 +233,7 @@ def nodes_are_taken(case: Case) -> Found:
         yield (*place, "containers"), "has more than one container, which KServe refuses"
     if workers.get("pipelineParallelSize", 1) < 1 or workers.get("tensorParallelSize", 1) < 1:
         yield place, "has a size below 1"
-    parts = [(("spec", "predictor", key), model)] if key else []
+    parts: list[tuple[Place, dict[str, Any]]] = [(("spec", "predictor", key), model)] if key else []
     parts += [((*place, "containers", number), c) for number, c in enumerate(workers.get("containers") or [])]
     for at, part in parts:
         for kind in sorted(_resources(part) - KNOWN_TO_NODES):
