@@ -7,6 +7,7 @@ import gzip
 import logging
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc.aio
 import pytest
@@ -15,6 +16,7 @@ from httpunk.asyncio import H2ClientProtocol
 
 from kservekit.codec import grpc_frames as frames
 from kservekit.errors import InvalidInput, TooManyRequests
+from kservekit.serving import grpc_http2
 from kservekit.serving.grpc_http2 import GrpcServer, Limits
 
 LIMITS = Limits(message_bytes=100_000, reply_bytes=300_000, header_bytes=8192, message_seconds=0.3, reply_seconds=0.5)
@@ -207,8 +209,8 @@ def test_a_connection_that_breaks_ends_the_work():
 @pytest.mark.parametrize(
     ("body", "headers", "status", "text"),
     [
-        (b"", {}, "3", "0 messages: expected one"),
-        (frames.framed(b"a") * 2, {}, "3", "2 messages: expected one"),
+        (b"", {}, "3", "no message: expected one"),
+        (frames.framed(b"a") * 2, {}, "3", "more messages: expected one"),
         (b"\0\0\0\0\5abc", {}, "3", "ends within a message"),
         (b"\0\0\0", {}, "3", "ends within a message"),
         (b"\2\0\0\0\1a", {}, "3", "begins with 2"),
@@ -361,5 +363,113 @@ def test_many_calls_over_one_connection_each_get_their_own_answer():
             echo = channel.unary_unary("/S/echo")
             sent = [str(number).encode() * (number % 97) for number in range(500)]
             assert await asyncio.gather(*map(echo, sent)) == sent
+
+    run(test)
+
+
+async def raw(address, *frames_of_it, settings=b"", room=None):
+    """A bare socket's streams after HTTP/2's first words; `room` is what the kernel takes for a client that reads
+    nothing."""
+    host, port = address.split(":")
+    connected = socket.socket()
+    if room is not None:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    connected.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connected, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=connected, limit=1024)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, settings) + b"".join(frames_of_it))
+    return reader, writer
+
+
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def head_frame(stream, path, *, ends=False):
+    """HPACK's plainest words: nothing indexed, nothing packed."""
+    pairs = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"} | HEADERS
+    block = b"".join(b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in pair) for pair in pairs.items())
+    return frame(1, 5 if ends else 4, stream, block)
+
+
+def call_frames(stream, path, message=b""):
+    return head_frame(stream, path) + frame(0, 1, stream, frames.framed(message))
+
+
+WIDE = (0x4).to_bytes(2, "big") + (2**31 - 1).to_bytes(4, "big"), frame(8, 0, 0, (2**31 - 70_000).to_bytes(4, "big"))
+"""A stream's and a connection's window, both as wide as they go."""
+
+
+async def many_unread(server, address):
+    """A client that asks for more than the kernel takes and reads nothing of it."""
+    calls = [call_frames(1 + 2 * number, "/S/long") for number in range(40)]
+    reader, writer = await raw(address, WIDE[1], *calls, settings=WIDE[0], room=4096)
+    writer.transport.pause_reading()
+    while not any(each._writing_paused for each in server._connections._live):  # noqa: ASYNC110 - no event for it
+        await asyncio.sleep(0.01)
+    return writer
+
+
+def test_a_server_stops_though_a_caller_does_not_read():
+    async def test(methods, server, address):
+        server.limits = replace(LIMITS, reply_seconds=60)
+        writer = await many_unread(server, address)
+        await server.stop(0.1)
+        assert not server._connections.count()
+        writer.transport.abort()
+
+    run(test)
+
+
+def test_a_caller_whose_socket_takes_nothing_is_left(caplog):
+    async def test(methods, server, address):
+        writer = await many_unread(server, address)
+        while server._connections.count():  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+    run(test)
+    assert "took nothing of its answers in 0.5 s" in caplog.text
+
+
+def test_words_of_a_caller_that_reads_no_answer_to_them_are_not_read_without_end(monkeypatch):
+    monkeypatch.setattr(grpc_http2, "WINDOW_BYTES", 100_000)
+
+    async def test(methods, server, address):
+        server.limits = replace(LIMITS, reply_seconds=60)
+        _, writer = await raw(address, room=4096)
+        writer.transport.pause_reading()
+        pings = frame(6, 0, 0, bytes(8)) * 5000
+        for _ in range(400):  # 34 MB
+            writer.write(pings)
+        (connection,) = server.open
+        reading = asyncio.create_task(writer.drain())
+        while not (reading.done() or connection._reading_paused and connection._ahead > 100_000):
+            await asyncio.sleep(0)
+        assert writer.transport.get_write_buffer_size() > 10_000_000
+        writer.transport.abort()
+        await asyncio.wait({reading})
+        reading.exception()
+
+    run(test)
+
+
+def test_many_calls_given_up_at_once_do_not_cost_the_others_their_connection():
+    async def test(methods, server, address):
+        given_up = [head_frame(1 + 2 * each, "/S/echo") for each in range(500)]
+        resets = [frame(3, 0, 1 + 2 * each, (8).to_bytes(4, "big")) for each in range(500)]
+        reader, writer = await raw(address, *given_up, *resets, call_frames(1001, "/S/echo", b"well"))
+        await reader.readuntil(frames.framed(b"well"))
+        writer.close()
+
+    run(test)
+
+
+def test_a_second_message_of_a_call_with_one_is_refused_as_it_comes():
+    async def test(methods, server, address):
+        server.limits = replace(LIMITS, message_seconds=60)
+        reader, writer = await raw(address, head_frame(1, "/S/echo"), frame(0, 0, 1, frames.framed(b"a") * 2))
+        await reader.readuntil(frame(3, 0, 1, bytes(4)))  # the rest is not wanted
+        writer.close()
 
     run(test)

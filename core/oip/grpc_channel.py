@@ -35,7 +35,9 @@ _OF_RESET: dict[H2Reason | int, str] = {
     H2Reason.REFUSED_STREAM: "UNAVAILABLE",
     H2Reason.CANCEL: "CANCELLED",
     H2Reason.ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED",
+    H2Reason.INADEQUATE_SECURITY: "PERMISSION_DENIED",
 }
+_OF_NUMBER = {str(number): code for number, code in enumerate(frames.CODES)}
 
 
 class GrpcFailure(Exception):
@@ -140,6 +142,8 @@ class _Call:
         driver._send_body_background(stream, frames.framed(self._message))
         await stream.headers_evt.wait()
         if stream.status is None:
+            if stream.stop is None:
+                raise InvalidInput("it has no HTTP status")
             raise driver._stopped_error(stream, stream.stop)
         reader = frames.Reader(MOST_BYTES)
         async for data in driver._aiter_body(stream):
@@ -164,8 +168,7 @@ class _Call:
         if number is None:
             code = _OF_HTTP.get(stream.status, "UNKNOWN")
             raise GrpcFailure(code, f"HTTP status {stream.status}, and no gRPC status with it", trailing)
-        known = number.isascii() and number.isdigit() and int(number) < len(frames.CODES)
-        code = frames.CODES[int(number)] if known else "UNKNOWN"
+        code = _OF_NUMBER.get(number, "UNKNOWN")
         raise GrpcFailure(code, frames.percent_decoded(trailing.get(frames.MESSAGE, "")), trailing, by_server=True)
 
     def end(self) -> None:

@@ -43,6 +43,8 @@ CALLS_A_CONNECTION = 1000
 WINDOW_BYTES = 4 * 2**20
 """What a caller may send before we have read it, in one call and in all of a connection: several large tensors' worth
 on their way, so that a distant caller need not wait for our word."""
+FLUSH_S = 0.5
+"""How long what is written may still take to go, when a server has stopped and its grace is over."""
 UNPACK_IN_THREAD_BYTES = 32_768
 """Packed messages from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
 
@@ -91,6 +93,7 @@ class GrpcServer:
         self._always = {name: value.encode("ascii", "replace").decode() for name, value in always.items()}
         self._head = HeaderMap(_HEAD.items())
         self._well = HeaderMap(({frames.STATUS: "0"} | self._always).items())
+        self.open: set[_Connection] = set()
         self._connections = ServerConnections()
         self._listener: asyncio.Server | None = None
 
@@ -103,7 +106,14 @@ class GrpcServer:
         """Takes no new connection or call, lets those that run end, and ends them after `grace_s`."""
         if self._listener is not None:
             self._listener.close()
+        # Without it a caller that does not read holds up the end for ever: what was written waits for him.
+        cutting = asyncio.get_running_loop().call_later(grace_s + FLUSH_S, self._cut)
         await self._connections.shutdown(timeout=grace_s)
+        cutting.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self.open):
+            connection.abort()
 
     async def answer(self, request: Any) -> None:
         """Answers one HTTP/2 request, and is done when all of it is on its way."""
@@ -187,10 +197,14 @@ class GrpcServer:
             raise _Unread from error
 
     async def _only_message(self, request: Any) -> bytes:
-        found = [message async for message in self._messages(request)]
-        if len(found) != 1:
-            raise InvalidInput(f"{len(found)} messages: expected one")
-        return found[0]
+        found: bytes | None = None
+        async for message in self._messages(request):
+            if found is not None:
+                raise InvalidInput("more messages: expected one")
+            found = message
+        if found is None:
+            raise InvalidInput("no message: expected one")
+        return found
 
     async def _messages(self, request: Any) -> AsyncGenerator[bytes]:
         reader = frames.Reader(self.limits.message_bytes)
@@ -231,9 +245,66 @@ class _Unread(Exception):
 
 
 class _Connection(H2ServerProtocol):
+    """One caller's. He is read only so far ahead of what he reads himself, or his pings alone would fill the memory;
+    and left once he takes nothing for as long as a caller may take to read."""
+
     def __init__(self, server: GrpcServer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._grpc = server
+        self._to: Any = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ahead = 0
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._to = transport
+        self._grpc.open.add(self)
+        super().connection_made(transport)  # type: ignore[no-untyped-call]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)  # type: ignore[no-untyped-call]
+        self._grpc.open.discard(self)
+        self._takes_more()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()  # type: ignore[no-untyped-call]
+        self._ahead = 0
+        self._writable.clear()
+        self._wait(self._to.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()  # type: ignore[no-untyped-call]
+        self._takes_more()
+
+    async def receive_some(self, max_bytes: int = 65_536) -> bytes:
+        if self._ahead > WINDOW_BYTES:
+            await self._writable.wait()
+        data: bytes = await super().receive_some(max_bytes)  # type: ignore[no-untyped-call]
+        if not self._writable.is_set():
+            self._ahead += len(data)
+        return data
+
+    def abort(self) -> None:
+        """Ends it at once; httpunk's own leaves what was written to wait for the caller."""
+        self._to.abort()
+
+    def _takes_more(self) -> None:
+        self._ahead = 0
+        self._writable.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _wait(self, left: int) -> None:
+        self._waiting = asyncio.get_running_loop().call_later(self._grpc.limits.reply_seconds, self._look, left)
+
+    def _look(self, before: int) -> None:
+        left = self._to.get_write_buffer_size()
+        if left < before:
+            self._wait(left)
+        else:
+            log.warning("a caller took nothing of its answers in %s s", self._grpc.limits.reply_seconds)
+            self.abort()
 
     async def _make_server(self) -> H2Server:
         return H2Server(
@@ -244,6 +315,9 @@ class _Connection(H2ServerProtocol):
             initial_connection_window_size=WINDOW_BYTES,
             # Frames stay at HTTP/2's 16 KiB: gRPC's clients send larger ones before they have agreed to them.
             max_send_buf_size=WINDOW_BYTES,
+            # A client that gives up many calls at once, as at a deadline, sends their resets in one piece: with httpunk's
+            # 20 the connection ends, and with it the calls that go on.
+            max_pending_accept_reset_streams=CALLS_A_CONNECTION,
             # What is over it httpunk leaves out without a word, so ours, which is an error, comes first.
             max_header_list_size=2 * self._grpc.limits.header_bytes,
             auto_date_header=False,
