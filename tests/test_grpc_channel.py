@@ -15,6 +15,7 @@ from httpunk.asyncio import H2ServerProtocol
 from test_grpc_http2 import LIMITS
 
 from kservekit.codec import grpc_frames as frames
+from kservekit.oip import grpc_connections
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.serving.grpc_http2 import GrpcServer
 
@@ -181,6 +182,21 @@ def test_a_deadline_that_passes_ends_the_call_at_the_server_too():
         assert (found.value.code, found.value.by_server) == ("DEADLINE_EXCEEDED", False)
         await methods.ended.wait()
         assert await channel.call("/S/echo", b"next", timeout_s=20) == b"next"
+
+    with_foreign(test)
+
+
+def test_the_server_is_told_what_the_connection_left_of_the_time():
+    async def test(methods, channel):
+        connected = channel._connections.link
+
+        async def late():
+            await asyncio.sleep(0.2)
+            return await connected()
+
+        channel._connections.link = late
+        await channel.call("/S/echo", b"", timeout_s=20)
+        assert 15 < methods.seconds_left < 19.81
 
     with_foreign(test)
 
@@ -387,6 +403,7 @@ class Wrong(H2ServerProtocol):
         ({"status": 200, "body": b"<html>"}, "INTERNAL: malformed answer"),
         ({"status": 200}, "UNKNOWN: HTTP status 200"),
         ({"status": 200, "headers": {"grpc-status": "99"}}, "UNKNOWN: "),
+        ({"status": 200, "headers": {"grpc-status": "9" * 5000}}, "UNKNOWN: "),
         ({"status": 200, "headers": {"grpc-status": "0"}}, "INTERNAL: 0 answers"),
         ({"status": 200, "body": b"\0\0\0\0\5ab", "trailers": {"grpc-status": "0"}}, "ends within a message"),
         ({"status": 200, "body": b"\1\0\0\0\1a", "trailers": {"grpc-status": "0"}}, "packed"),
@@ -422,3 +439,78 @@ def test_what_speaks_no_http2_is_unavailable(words):
         server.close()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (b"\0\0\x0f\1\5\0\0\0\1" + b"\0\x0bgrpc-status\x010", "INTERNAL: malformed answer: it has no HTTP status"),
+        (b"\0\0\4\3\0\0\0\0\1" + b"\0\0\0\x0c", "PERMISSION_DENIED: RST_STREAM"),
+    ],
+    ids=["trailers alone", "not safe enough"],
+)
+def test_frames_that_are_no_answer_are_a_failure(answer, failure):
+    async def say(reader, writer):
+        writer.write(b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0")
+        await reader.readuntil(b"\0\0\0\0\4call")  # the request's message
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async def test():
+        server = await asyncio.start_server(say, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with channel_to(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(GrpcFailure, match=failure):
+                await channel.call("/S/who", b"call", timeout_s=20)
+        server.close()
+
+    run(test)
+
+
+def test_a_stream_that_its_server_ends_at_the_deadline_is_late_and_not_cancelled():
+    over = asyncio.Event()
+
+    class Late(H2ServerProtocol):
+        async def handle(self, request):
+            out = await request.send_response(200, headers={"content-type": "application/grpc"})
+            await out.send_data(frames.framed(b"first"))
+            await over.wait()
+            await request.reset(8)
+
+    async def test():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Late, "127.0.0.1", 0)
+        async with channel_to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
+            late = loop.time() + 0.2
+            answers = channel.stream("/S/who", b"", timeout_s=0.2)
+            assert await anext(answers) == b"first"
+            over.set()
+            await asyncio.sleep(late - loop.time())
+            with pytest.raises(GrpcFailure, match="DEADLINE_EXCEEDED"):
+                await anext(answers)
+        server.close()
+
+    run(test)
+
+
+def test_who_takes_connections_and_says_nothing_is_unavailable(monkeypatch):
+    monkeypatch.setattr(grpc_connections, "CONNECT_S", 0.05)
+
+    async def test():
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with channel_to(f"127.0.0.1:{silent.getsockname()[1]}") as channel:
+                with pytest.raises(GrpcFailure, match=r"UNAVAILABLE: 127.0.0.1: no HTTP/2 within 0.05 s"):
+                    await channel.call("/S/who", b"", timeout_s=20)
+
+    run(test)
+
+
+def test_a_name_that_can_be_none_is_unavailable():
+    async def test():
+        async with channel_to("a..b:80") as channel:
+            with pytest.raises(GrpcFailure, match=r"UNAVAILABLE: a..b is not known: "):
+                await channel.call("/S/who", b"", timeout_s=20)
+
+    run(test)
+

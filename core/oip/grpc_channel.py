@@ -57,11 +57,12 @@ class GrpcChannel:
 
     async def call(self, path: str, message: bytes, *, timeout_s: float, metadata: Metadata = ()) -> bytes:
         """The one answer to the message; GrpcFailure for anything else."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 link = self._connections.at_once() or await self._connections.link()
                 found, status = [], {}
-                call = _Call(link, path, message, timeout_s, metadata)
+                call = _Call(link, path, message, deadline, metadata)
                 try:
                     async for answer in call.answers():
                         found.append(answer)
@@ -71,7 +72,7 @@ class GrpcChannel:
         except TimeoutError:
             raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
         except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
-            raise _as_failure(error) from error
+            raise _as_failure(error, deadline) from error
         if len(found) != 1:
             raise GrpcFailure("INTERNAL", f"{len(found)} answers: expected one", status)
         return found[0]
@@ -84,7 +85,7 @@ class GrpcChannel:
         call: _Call | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                call = _Call(await self._connections.link(), path, message, timeout_s, metadata)
+                call = _Call(await self._connections.link(), path, message, deadline, metadata)
             answers = call.answers()
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -96,7 +97,7 @@ class GrpcChannel:
         except TimeoutError:
             raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
         except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
-            raise _as_failure(error) from error
+            raise _as_failure(error, deadline) from error
         finally:
             if call is not None:
                 call.end()
@@ -126,9 +127,10 @@ class _Call:
     """One stream of a connection. httpunk's own `request` cannot be given up before the answer's head is there, so
     this is what it does, with the stream at hand."""
 
-    def __init__(self, link: Link, path: str, message: bytes, timeout_s: float, metadata: Metadata) -> None:
+    def __init__(self, link: Link, path: str, message: bytes, deadline: float, metadata: Metadata) -> None:
+        seconds_left = deadline - asyncio.get_running_loop().time()
         self._link, self._path, self._message = link, path, message
-        self._headers = HeaderMap((*_HEAD, (frames.TIMEOUT, frames.timeout(timeout_s)), *metadata))
+        self._headers = HeaderMap((*_HEAD, (frames.TIMEOUT, frames.timeout(seconds_left)), *metadata))
         self._driver: Any = link.connection._conn
         self._stream: Any = None
         self._whole = False
@@ -191,8 +193,10 @@ class _Call:
             self._link.end()
 
 
-def _as_failure(error: Exception) -> GrpcFailure:
+def _as_failure(error: Exception, deadline: float) -> GrpcFailure:
     if isinstance(error, StreamResetError):
+        if error.error_code == H2Reason.CANCEL and asyncio.get_running_loop().time() >= deadline:
+            return GrpcFailure("DEADLINE_EXCEEDED", "the server gave up at the call's deadline")
         return GrpcFailure(_OF_RESET.get(error.error_code, "INTERNAL"), str(error))
     if isinstance(error, InvalidInput):
         return GrpcFailure("INTERNAL", f"malformed answer: {error}")

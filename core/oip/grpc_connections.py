@@ -104,8 +104,8 @@ class _Peer:
         try:
             self._link = await self._dial(self.address, self.port)
             self._failures = 0
-        except (OSError, HTTPunkError, TimeoutError) as error:
-            self.error = str(error) or type(error).__name__
+        except (OSError, HTTPunkError) as error:  # a TimeoutError of ours has no text
+            self.error = str(error) or f"no HTTP/2 within {CONNECT_S:g} s"
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(self._failures, 10))
             self._failures += 1
             self._not_before = asyncio.get_running_loop().time() + wait
@@ -196,8 +196,8 @@ class Connections:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:  # those that are known may still be there
-            self._error = f"{self.name} is not known: {error.strerror}"
+        except (OSError, UnicodeError) as error:  # those that are known may still be there; a..b is no name at all
+            self._error = f"{self.name} is not known: {getattr(error, 'strerror', error)}"
             self._look_up_at = loop.time() + LONGEST_WAIT_S
         else:
             addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
