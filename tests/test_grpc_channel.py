@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 
 import grpc.aio
@@ -125,6 +126,11 @@ def with_foreign(test):
             await test(methods, channel)
 
     run(once)
+
+
+def h2(kind, flags, stream, payload=b""):
+    """A frame of HTTP/2."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
 @pytest.fixture
@@ -444,15 +450,15 @@ def test_what_speaks_no_http2_is_unavailable(words):
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
-        (b"\0\0\x0f\1\5\0\0\0\1" + b"\0\x0bgrpc-status\x010", "INTERNAL: malformed answer: it has no HTTP status"),
-        (b"\0\0\4\3\0\0\0\0\1" + b"\0\0\0\x0c", "PERMISSION_DENIED: RST_STREAM"),
+        (h2(1, 5, 1, b"\0\x0bgrpc-status\x010"), "INTERNAL: malformed answer: it has no HTTP status"),
+        (h2(3, 0, 1, b"\0\0\0\x0c"), "PERMISSION_DENIED: RST_STREAM"),
     ],
     ids=["trailers alone", "not safe enough"],
 )
 def test_frames_that_are_no_answer_are_a_failure(answer, failure):
     async def say(reader, writer):
-        writer.write(b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0")
-        await reader.readuntil(b"\0\0\0\0\4call")  # the request's message
+        writer.write(h2(4, 0, 0) + h2(4, 1, 0))
+        await reader.readuntil(frames.framed(b"call"))
         writer.write(answer)
         await reader.read()
         writer.close()
@@ -514,3 +520,27 @@ def test_a_name_that_can_be_none_is_unavailable():
 
     run(test)
 
+
+def test_a_connection_is_left_before_late_frames_of_ended_calls_break_it(monkeypatch):
+    monkeypatch.setattr(grpc_connections, "WORN_FRAMES", 20)
+    connections = []
+
+    async def say(reader, writer):
+        connections.append(writer)
+        writer.write(h2(4, 0, 0) + h2(4, 1, 0))
+        with suppress(asyncio.IncompleteReadError):
+            for stream in itertools.count(1, 2):
+                await reader.readuntil(frames.framed(b"call"))
+                writer.write(h2(1, 4, stream, b"\x88") + h2(0, 0, stream, frames.framed(b"")))
+                writer.write(h2(1, 5, stream, b"\0\x0bgrpc-status\x010") + h2(0, 0, stream))
+        writer.close()
+
+    async def test():
+        server = await asyncio.start_server(say, "127.0.0.1", 0)
+        async with channel_to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
+            for _ in range(45):
+                assert await channel.call("/S/who", b"call", timeout_s=20) == b""
+            assert len(connections) == 3
+        server.close()
+
+    run(test)

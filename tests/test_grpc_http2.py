@@ -444,7 +444,7 @@ def test_words_of_a_caller_that_reads_no_answer_to_them_are_not_read_without_end
             writer.write(pings)
         (connection,) = server.open
         reading = asyncio.create_task(writer.drain())
-        while not (reading.done() or connection._reading_paused and connection._ahead > 100_000):
+        while not (reading.done() or (connection._reading_paused and connection._ahead > 100_000)):
             await asyncio.sleep(0)
         assert writer.transport.get_write_buffer_size() > 10_000_000
         writer.transport.abort()

@@ -22,6 +22,9 @@ TLS_GOODBYE_S = 0.5
 """For a server's goodbye in TLS, which gRPC's own servers do not say."""
 LOOK_UP_S = 10.0
 """How often a name is looked up again: pods that came later get their share."""
+WORN_FRAMES = 512
+"""Frames for calls that were given up, and are forgotten, after which a connection takes no more calls: at 1024 httpunk
+breaks it off, and what runs on it."""
 UNHEARD_MS = 20_000
 """After so long without a sign of what was sent a connection is given up: its host is gone."""
 
@@ -39,6 +42,11 @@ class Link:
         self._protocol, self.connection = protocol, connection
         self.running = 0
         self.wanted = True
+
+    @property
+    def takes_calls(self) -> bool:
+        driver: Any = self.connection._conn
+        return not self.connection.closed and driver.local_error_resets < WORN_FRAMES
 
     def begin(self) -> None:
         self.running += 1
@@ -74,7 +82,7 @@ class _Peer:
     def link(self) -> Link | None:
         """A connection that takes calls."""
         link = self._link
-        if link is not None and link.connection.closed:
+        if link is not None and not link.takes_calls:
             self._link = None
             link.retire()
             return None
