@@ -403,7 +403,7 @@ WIDE = (0x4).to_bytes(2, "big") + (2**31 - 1).to_bytes(4, "big"), frame(8, 0, 0,
 async def many_unread(server, address):
     """A client that asks for more than the kernel takes and reads nothing of it."""
     calls = [call_frames(1 + 2 * number, "/S/long") for number in range(40)]
-    reader, writer = await raw(address, WIDE[1], *calls, settings=WIDE[0], room=4096)
+    _, writer = await raw(address, WIDE[1], *calls, settings=WIDE[0], room=4096)
     writer.transport.pause_reading()
     while not any(each._writing_paused for each in server._connections._live):  # noqa: ASYNC110 - no event for it
         await asyncio.sleep(0.01)
@@ -444,7 +444,7 @@ def test_words_of_a_caller_that_reads_no_answer_to_them_are_not_read_without_end
             writer.write(pings)
         (connection,) = server.open
         reading = asyncio.create_task(writer.drain())
-        while not (reading.done() or (connection._reading_paused and connection._ahead > 100_000)):
+        while not (reading.done() or (connection._reading_paused and connection._ahead > 100_000)):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0)
         assert writer.transport.get_write_buffer_size() > 10_000_000
         writer.transport.abort()
