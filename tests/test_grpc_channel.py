@@ -7,12 +7,15 @@ import itertools
 import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 from typing import ClassVar
 
 import grpc.aio
 import pytest
 from certificates import self_signed
 from httpunk.asyncio import H2ServerProtocol
+from httpunk.h2.client import Connection
+from httpunk.h2.stream import Stream
 from test_grpc_http2 import LIMITS
 
 from kservekit.codec import grpc_frames as frames
@@ -544,3 +547,16 @@ def test_a_connection_is_left_before_late_frames_of_ended_calls_break_it(monkeyp
         server.close()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (Connection, "_open_stream _send_body_background _aiter_body _reset _stopped_error local_error_resets"),
+        (Stream, "headers_evt status headers trailers stop"),
+        (H2ServerProtocol, "_make_server receive_some pause_writing resume_writing"),
+    ],
+)
+def test_httpunk_has_what_is_used_of_its_inside(owner, names):
+    missing = [name for name in names.split() if not hasattr(owner, name)]
+    assert not missing, f"httpunk {version('httpunk')} has no {owner.__name__}.{missing}: see where the code uses it"
