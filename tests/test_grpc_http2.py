@@ -19,7 +19,14 @@ from kservekit.errors import InvalidInput, TooManyRequests
 from kservekit.serving import grpc_http2
 from kservekit.serving.grpc_http2 import GrpcServer, Limits
 
-LIMITS = Limits(message_bytes=100_000, reply_bytes=300_000, header_bytes=8192, message_seconds=0.3, reply_seconds=0.5)
+LIMITS = Limits(
+    message_bytes=100_000,
+    reply_bytes=300_000,
+    header_bytes=8192,
+    message_seconds=0.3,
+    reply_seconds=0.5,
+    silent_seconds=0.3,
+)
 HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
 
@@ -318,6 +325,20 @@ def test_what_is_not_http2_ends_its_connection_alone(data):
         await reader.read()
         writer.close()
         assert (await post(address, "/S/echo", frames.framed(b"well")))[1] == frames.framed(b"well")
+
+    run(test)
+
+
+def test_a_connection_that_says_nothing_is_ended_and_one_that_has_spoken_is_not():
+    async def test(methods, server, address):
+        host, port = address.split(":")
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert await channel.unary_unary("/S/echo")(b"first") == b"first"
+            (spoken,) = server.open
+            reader, writer = await asyncio.open_connection(host, int(port))
+            await reader.read()  # our server's settings, and the end
+            writer.close()
+            assert server.open == {spoken}
 
     run(test)
 

@@ -73,6 +73,8 @@ class Limits:
     """How long one message may be on its way."""
     reply_seconds: float
     """How long a caller may take to read a part of its answer."""
+    silent_seconds: float
+    """How long a new connection may say nothing at all."""
 
 
 class GrpcServer:
@@ -256,15 +258,22 @@ class _Connection(H2ServerProtocol):
         self._writable.set()
         self._ahead = 0
         self._waiting: asyncio.TimerHandle | None = None
+        self._silent: asyncio.TimerHandle
 
     def connection_made(self, transport: Any) -> None:
         self._to = transport
         self._grpc.open.add(self)
+        self._silent = asyncio.get_running_loop().call_later(self._grpc.limits.silent_seconds, self.abort)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
+
+    def data_received(self, data: bytes) -> None:
+        self._silent.cancel()
+        super().data_received(data)  # type: ignore[no-untyped-call]
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)  # type: ignore[no-untyped-call]
         self._grpc.open.discard(self)
+        self._silent.cancel()
         self._takes_more()
 
     def pause_writing(self) -> None:

@@ -150,6 +150,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             header_bytes=self.settings.max_header_bytes,
             message_seconds=self.settings.body_timeout_s,
             reply_seconds=self.settings.timeout_s,
+            silent_seconds=self.settings.header_timeout_s,
         )
         return GrpcServer(*grpc_service.methods(service), limits, always={"kservekit-revision": self.revision})
 
