@@ -27,13 +27,13 @@ class ServerSettings:
     max_body_bytes: int = 64 * 1024 * 1024
     """The largest body taken over REST; gRPC has KServe's --grpc_max_receive_message_length."""
     max_header_bytes: int = 65536
-    """The largest head of a REST request: its line and its headers."""
+    """The largest head of a REST request, its line and its headers; the most metadata of a gRPC call."""
     max_tensors: int = 256
     """The most inputs of one request."""
     header_timeout_s: float = 10.0
-    """How long a REST request's head may take to arrive."""
+    """How long a REST request's head may take to arrive, and a new gRPC connection may say nothing."""
     body_timeout_s: float = 30.0
-    """How long its body may take."""
+    """How long its body, or a gRPC message, may take."""
     timeout_s: float = 60.0
     """How long a request may take where its caller does not say less."""
     lame_duck_ms: int = 5000
