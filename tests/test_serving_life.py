@@ -180,6 +180,32 @@ def test_health_by_grpc_knows_the_server_its_models_and_nobody_else():
         asyncio.run(check())
 
 
+@pytest.fixture(scope="module")
+def process_server():
+    with served("Process") as server:
+        yield server
+
+
+@pytest.mark.parametrize("sent", [[], [b"\xff"]], ids=["nothing", "no protobuf"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Watch",
+        "grpc.health.v1.Health/Check",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_what_is_no_message_is_the_callers_fault_beside_inference_too(process_server, method, sent):
+    with grpc.insecure_channel(process_server.grpc_url) as channel:
+        call = channel.stream_stream(f"/{method}")(iter(sent))
+        if not sent and method.endswith("Info"):
+            assert list(call) == []
+            return
+        with pytest.raises(grpc.RpcError) as found:
+            list(call)
+        assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_reflection_lists_the_inference_service():
     from google.protobuf import descriptor_pool
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase

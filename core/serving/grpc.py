@@ -124,7 +124,10 @@ class HealthService:
 
     async def watch(self, requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes]:
         """Ends when the server does: a watcher must not hold up its end."""
-        message = health_pb2.HealthCheckRequest.FromString(await anext(aiter(requests)))
+        data = await anext(aiter(requests), None)
+        if data is None:
+            raise InvalidInput("no message: expected one")
+        message = _read(health_pb2.HealthCheckRequest, data)
         told = None
         while not self.dataplane.closing:
             status = await self._status(message.service)
@@ -176,21 +179,21 @@ def _of_messages(method: Callable[[Any, Call], Awaitable[Any]], kind: Any) -> Un
     """A method of protobuf's messages as one of bytes."""
 
     async def call(data: bytes, call: Call) -> bytes:
-        try:
-            message = kind.FromString(data)
-        except DecodeError:
-            raise InvalidInput("malformed protobuf message") from None
-        reply: bytes = (await method(message, call)).SerializeToString()
+        reply: bytes = (await method(_read(kind, data), call)).SerializeToString()
         return reply
 
     return call
 
 
+def _read(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise InvalidInput("malformed protobuf message") from None
+
+
 async def _reflect(requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes]:
     async for data in requests:
-        try:
-            request = reflection_pb2.ServerReflectionRequest.FromString(data)
-        except DecodeError:
-            raise InvalidInput("malformed protobuf message") from None
+        request = _read(reflection_pb2.ServerReflectionRequest, data)
         for reply in _REFLECTION.ServerReflectionInfo(iter([request]), None):
             yield reply.SerializeToString()
