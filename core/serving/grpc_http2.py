@@ -20,7 +20,6 @@ from httpunk import H2Server, HeaderMap, HTTPunkError
 from httpunk.asyncio import H2ServerProtocol, ServerConnections
 
 from kservekit.codec import grpc_frames as frames
-from kservekit.codec.compression import unpack
 from kservekit.errors import (
     ERROR_HEADER,
     Cancelled,
@@ -32,6 +31,7 @@ from kservekit.errors import (
 )
 from kservekit.serving.departure import Departure
 from kservekit.serving.in_time import in_time
+from kservekit.serving.unpacked import unpacked
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,6 @@ WINDOW_BYTES = 4 * 2**20
 on their way, so that a distant caller need not wait for our word."""
 FLUSH_S = 0.5
 """How long what is written may still take to go, when a server has stopped and its grace is over."""
-UNPACK_IN_THREAD_BYTES = 32_768
-"""Packed messages from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
 
 _HEAD = {"content-type": frames.CONTENT_TYPE, frames.ACCEPTED: "identity, deflate, gzip"}
 _NOT_METADATA = frozenset({b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"})
@@ -218,9 +216,7 @@ class GrpcServer:
 
     async def _unpacked(self, message: bytes, request: Any) -> bytes:
         encoding = (request.headers.get(frames.ENCODING) or b"identity").decode("latin-1")
-        if len(message) < UNPACK_IN_THREAD_BYTES:
-            return bytes(unpack(message, encoding, self.limits.message_bytes))
-        return bytes(await asyncio.to_thread(unpack, message, encoding, self.limits.message_bytes))
+        return bytes(await unpacked(message, encoding, self.limits.message_bytes))
 
     def _within_limit(self, reply: bytes) -> bytes:
         if len(reply) <= self.limits.reply_bytes:

@@ -18,7 +18,6 @@ from urllib.parse import unquote
 from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
 from kservekit.codec import events, rest_v1, rest_v2
-from kservekit.codec.compression import unpack
 from kservekit.codec.json_values import dumps, loads
 from kservekit.codec.message import TIMEOUT_HEADER, Request
 from kservekit.config import ServerSettings
@@ -36,6 +35,7 @@ from kservekit.serving import cloudevents
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
 from kservekit.serving.headers import as_dict
+from kservekit.serving.unpacked import unpacked
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,6 @@ _NAME = r"(?P<name>[^/:]+)"
 
 LONG_PATH = 256
 """Shorter paths are taken apart once and remembered; there may be many, and no more than some."""
-
-UNPACK_IN_THREAD_BYTES = 32_768
-"""Packed bodies from this size are unpacked in a thread: zlib lets go of the GIL, and the loop stays free."""
 
 DISCARD_S = 2.0
 """How long the rest of a body that is too large is read, so that its sender comes to hear so."""
@@ -179,9 +176,7 @@ class RestApp:
         encoding = headers.get("content-encoding")
         if encoding is None:
             return body
-        if len(body) < UNPACK_IN_THREAD_BYTES:
-            return unpack(body, encoding, limit)
-        return await asyncio.to_thread(unpack, body, encoding, limit)
+        return await unpacked(body, encoding, limit)
 
     async def _rest_of(self, body: bytearray, receive: Any) -> None:
         while True:
