@@ -60,6 +60,15 @@ class TritonPythonModel:
         return answers
 """
 
+OUTPUTS_IN_TRITON = """
+import triton_python_backend_utils as triton
+
+class TritonPythonModel:
+    def execute(self, requests):
+        given = [triton.get_input_tensor_by_name(request, "FP32").as_numpy() for request in requests]
+        return [triton.InferenceResponse([triton.Tensor(name, x) for name in {names}]) for x in given]
+"""
+
 ECHO = ModelSpec(
     (
         *(TensorSpec(name, name, (-1,), optional=True) for name in DATATYPES),
@@ -205,6 +214,43 @@ def test_outputs_whose_size_the_inputs_do_not_tell_are_asked_for_once_more_and_t
         return list(np.diff(runs))
 
     assert through(echoes, ask) == [2, 1]
+
+
+def test_a_model_that_has_other_outputs_after_a_reload_gives_them(tmp_path, monkeypatch):
+    def write(*names):
+        (tmp_path / "model.py").write_text(OUTPUTS_IN_TRITON.format(names=names))
+        spec = ModelSpec((TensorSpec("FP32", "FP32", (-1,)),), tuple(TensorSpec(name, "FP32", (-1,)) for name in names))
+        write_model(tmp_path / "repository", "changing", spec, {"model.py": tmp_path / "model.py"})
+
+    async def ask(backend):
+        async def twice():  # learns, and knows
+            request = Request({"FP32": numbers()}, model="changing")
+            answers = [set((await backend.infer(request)).tensors) for _ in range(2)]
+            assert backend._learned
+            return answers
+
+        found = []
+        # One output more is seen by a look at the model, one that is gone by the server's refusal too.
+        for believed_s, names in ((0, ("first", "second")), (3600, ("second",))):
+            assert backend._learned
+            found.append(await twice())
+            write(*names)
+            asked = messages.RepositoryModelLoadRequest(model_name="changing")
+            await backend.wire.stub().RepositoryModelLoad(asked, timeout=60)
+        return [*found, await twice()]
+
+    write("first")
+    with TritonServer(tmp_path / "repository", arguments=["--model-control-mode=explicit", "--load-model=*"]) as triton:
+        assert through(triton, ask) == [[{"first"}] * 2, [{"first", "second"}] * 2, [{"second"}] * 2]
+
+
+def test_a_local_tritons_own_memory_is_not_taken_for_a_region_that_was_left_behind(echoes):
+    own = list(regions.FOLDER.glob(f"kservekit-{os.getpid()}-*"))
+    assert own
+    for path in own:
+        os.utime(path, (1, 1))
+    list(left_behind())
+    assert all(path.exists() for path in own)
 
 
 def test_a_model_with_a_state_never_runs_twice(echoes):

@@ -21,7 +21,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 FOLDER = Path("/dev/shm")  # noqa: S108  where POSIX shared memory is
-PREFIX = "kservekit-"
+PREFIX = "kservekit-region-"
+"""Ours alone: a local Triton's own memory is called kservekit- too, and is locked by nobody."""
 
 QUARANTINE_S = 300.0
 """How long a region is kept from reuse after a request whose end we do not know: longer than an engine may be at it."""

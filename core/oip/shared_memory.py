@@ -10,7 +10,9 @@ import logging
 import math
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Set
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from kservekit.codec import grpc as codec
 from kservekit.codec.message import Answer, Request
 from kservekit.codec.raw import RawLayout, raw_bytes
 from kservekit.errors import InvalidInput, ServingError, Unavailable
-from kservekit.oip.backend import backend_failed
+from kservekit.oip.backend import backend_failed, call_timeout
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.regions import Exhausted, Region, Regions, left_behind
@@ -36,11 +38,24 @@ CALL_TIMEOUT_S = 5.0
 
 _NOBODY_KNOWS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN")
 
+BELIEVED_S = 1.0
+"""How long the outputs that a model had are asked for without a look at whether it has others now, after a reload."""
+
 _ALIGNED = 64
 _REMEMBERED = 256
 """Of how many kinds of request the outputs' sizes are known."""
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(slots=True)
+class _Learned:
+    """The outputs that a kind of request was answered with: their sizes, or none where the inputs do not tell them."""
+
+    sizes: dict[str, int]
+    declared: Set[str] = frozenset()
+    """All that the model had then."""
+    believed_until: float = 0.0
 
 
 def is_local(host: str) -> bool:
@@ -60,15 +75,14 @@ class SharedMemoryBackend:
         self.regions = Regions(max_bytes, dropped=self._unregister_later)
         self._usable: bool | None = None
         self._looking = asyncio.Lock()
-        self._outputs: OrderedDict[Any, dict[str, int]] = OrderedDict()
+        self._learned: OrderedDict[Any, _Learned] = OrderedDict()
         self._unregistering: set[asyncio.Task[None]] = set()
 
     async def infer(self, request: Request) -> Answer:
         if self._usable is False or not _worth_it(request.tensors) or not await self._has_extension():
             return await self.wire.infer(request)
         kind = _kind(request)
-        # An output that does not fit means that the model runs again, which one with a state must not.
-        outputs = {} if "sequence_id" in request.parameters else self._outputs.get(kind, {})
+        outputs = await self._expected(kind, request)
         contents = {name: raw_bytes(array) for name, array in request.tensors.items()}
         places, size = _placed([*map(len, contents.values()), *outputs.values()])
         region = await self._registered(size)
@@ -88,7 +102,9 @@ class SharedMemoryBackend:
                 region.registered = False
                 self._usable = None
             elif "shared memory size specified with the request for output" in original:
-                self._outputs[kind] = {}  # outputs whose size the inputs do not tell go by gRPC
+                self._learned[kind] = _Learned({})  # outputs whose size the inputs do not tell go by gRPC
+            elif "unexpected inference output" in original and not request.outputs:
+                self._learned.pop(kind, None)
             else:
                 raise
             return await self.wire.infer(request)
@@ -97,7 +113,7 @@ class SharedMemoryBackend:
             raise
         if not outputs:
             self.regions.give_back(region)
-            self._learn(kind, answer)
+            await self._learn(kind, request, answer)
         return answer
 
     def stream(self, request: Request) -> AsyncGenerator[Answer]:
@@ -207,15 +223,46 @@ class SharedMemoryBackend:
             raise
         return region
 
-    def _learn(self, kind: Any, answer: Answer) -> None:
+    async def _expected(self, kind: Any, request: Request) -> dict[str, int]:
+        """The outputs that get a place in the region, and their sizes; none where that is not known, or not any more.
+
+        They are asked for by name, so that of an output which the model has got since nothing would be heard.
+        """
+        learned = self._learned.get(kind)
+        # An output that does not fit means that the model runs again, which one with a state must not.
+        if learned is None or not learned.sizes or "sequence_id" in request.parameters:
+            return {}
+        if not request.outputs and asyncio.get_running_loop().time() >= learned.believed_until:
+            learned.believed_until = self._believed()
+            if await self._declared(request) != learned.declared:
+                self._learned.pop(kind, None)
+                return {}
+        return learned.sizes
+
+    def _believed(self) -> float:
+        return asyncio.get_running_loop().time() + BELIEVED_S
+
+    async def _declared(self, request: Request) -> set[str]:
+        """The names of the model's outputs, or none where that is not heard in time."""
+        try:
+            async with asyncio.timeout(call_timeout(request, CALL_TIMEOUT_S)):
+                spec = await self.wire.spec(request.model, request.version)
+        except TimeoutError:
+            return set()
+        return {item.name for item in spec.outputs}
+
+    async def _learn(self, kind: Any, request: Request, answer: Answer) -> None:
         """What the next answer to such a request needs; BYTES have no size of their own."""
         arrays = answer.tensors.values()
-        if kind not in self._outputs and all(array.dtype != object and array.size for array in arrays):
-            sizes = {name: array.nbytes for name, array in answer.tensors.items()}
-            if sum(sizes.values()) >= LEAST_BYTES:
-                self._outputs[kind] = sizes
-                if len(self._outputs) > _REMEMBERED:
-                    self._outputs.popitem(last=False)
+        if kind in self._learned or any(array.dtype == object or not array.size for array in arrays):
+            return
+        sizes = {name: array.nbytes for name, array in answer.tensors.items()}
+        if sum(sizes.values()) < LEAST_BYTES:
+            return
+        with suppress(ServingError):  # the answer is there all the same
+            self._learned[kind] = _Learned(sizes, await self._declared(request), self._believed())
+            if len(self._learned) > _REMEMBERED:
+                self._learned.popitem(last=False)
 
     def _unregister_later(self, region: Region) -> None:
         if region.registered:
