@@ -232,7 +232,7 @@ def test_a_model_that_has_other_outputs_after_a_reload_gives_them(tmp_path, monk
         found = []
         # One output more is seen by a look at the model, one that is gone by the server's refusal too.
         for believed_s, names in ((0, ("first", "second")), (3600, ("second",))):
-            assert backend._learned
+            monkeypatch.setattr(shared_memory, "BELIEVED_S", believed_s)
             found.append(await twice())
             write(*names)
             asked = messages.RepositoryModelLoadRequest(model_name="changing")

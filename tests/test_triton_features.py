@@ -14,6 +14,7 @@ from kservekit.config import TritonSettings
 from kservekit.local.server import LocalServer
 from kservekit.oip import connect
 from kservekit.oip.grpc import GrpcBackend
+from kservekit.oip.triton_control import TritonControl
 from kservekit.oip.triton_messages import messages, model_config
 from kservekit.predictors.repository import declared, write
 from kservekit.predictors.triton import TritonPredictor
@@ -161,6 +162,18 @@ def test_the_url_says_which_transport_it_is(triton, scheme):
 def test_a_url_of_another_kind_is_refused():
     with pytest.raises(errors.CannotStart, match="'ftp://x:1': expected name:port, or one of grpc://, grpcs://"):
         TritonPredictor("m", settings=TritonSettings(url="ftp://x:1"))
+
+
+@pytest.mark.parametrize("kind", [TritonPredictor, TritonControl])
+@pytest.mark.parametrize("host", ["", "h:abc", "h:", "h:0", "h:99999", "h:1/path", "::1:8001", "a b", "x://h:1"])
+def test_a_host_that_nothing_can_reach_is_refused_at_the_start(kind, host):
+    with pytest.raises(errors.CannotStart, match=r"expected name(:port,| or name:port)"):
+        kind("m", settings=TritonSettings(url=host)) if kind is TritonPredictor else kind(host)
+
+
+@pytest.mark.parametrize("host", ["h", "h:8001", "h:8001/", "[::1]:8001", "a-b.c.svc.cluster.local:1", "under_score"])
+def test_other_hosts_are_taken(host):
+    assert TritonControl(host)._wire.host.startswith(host.rstrip("/"))
 
 
 @pytest.mark.parametrize("wire", WIRES[1:])

@@ -78,8 +78,7 @@ def connect(
 def _wire(
     host: str, protocol: str, use_ssl: bool, timeout_s: float, forward_headers: tuple[str, ...], shared_memory: int = 0
 ) -> Backend:
-    if "://" in host or not host.strip():
-        raise CannotStart(f"the backend's host is {host!r}: expected name or name:port, without a scheme")
+    host = checked_host(host)
     if protocol == "grpc-v2":
         from kservekit.oip.grpc import GrpcBackend
         from kservekit.oip.shared_memory import SharedMemoryBackend, is_local
@@ -96,6 +95,20 @@ def _wire(
 
         return HttpV1Backend(base_url, timeout_s=timeout_s, forward_headers=forward_headers)
     raise CannotStart(f"the backend's protocol is {protocol!r}: expected grpc-v2, v2 or v1")
+
+
+def checked_host(host: str) -> str:
+    """The host, without a last slash; CannotStart for what no connection could be made to."""
+    found = _HOST.fullmatch(host.strip())
+    if found is None or not 0 < int(found["port"] or 1) < 65536:
+        raise CannotStart(
+            f"the backend's host is {host!r}: expected name or name:port, without a scheme or a path, the port from 1 "
+            "to 65535; an IPv6 address stands in brackets, such as [::1]:8001"
+        )
+    return found["host"]
+
+
+_HOST = re.compile(r"(?P<host>(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(?P<port>[0-9]{1,5}))?)/?")
 
 
 def ca_file() -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kservekit import errors
+from kservekit.oip.backend import checked_host
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.triton_messages import messages
@@ -63,7 +64,7 @@ class TritonControl:
     """
 
     def __init__(self, host: str, *, use_ssl: bool = False, timeout_s: float = 60.0) -> None:
-        self._wire = GrpcBackend(host, use_ssl=use_ssl, timeout_s=timeout_s)
+        self._wire = GrpcBackend(checked_host(host), use_ssl=use_ssl, timeout_s=timeout_s)
 
     async def index(self, *, ready: bool = False) -> list[ModelState]:
         """What is in the repository, or what of it is ready."""
