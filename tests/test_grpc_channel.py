@@ -19,8 +19,10 @@ from httpunk.h2.stream import Stream
 from test_grpc_http2 import LIMITS
 
 from kservekit.codec import grpc_frames as frames
+from kservekit.errors import Unavailable
 from kservekit.oip import grpc_connections
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
+from kservekit.oip.grpc_connections import Health
 from kservekit.serving.grpc_http2 import GrpcServer
 
 
@@ -37,7 +39,8 @@ class Foreign:
         return message
 
     async def refuse(self, message, context):
-        await context.abort(grpc.StatusCode.NOT_FOUND, "kein Modell »x«\n", (("retry-after", "3"),))
+        reason = message.decode() if message.startswith(b"xx") else "kein Modell »x«\n"
+        await context.abort(grpc.StatusCode.NOT_FOUND, reason, (("retry-after", "3"),))
 
     async def hang(self, message, context):
         self.started.set()
@@ -295,6 +298,112 @@ def test_calls_go_round_all_addresses_of_a_name_leave_out_one_that_is_gone_and_c
             assert await who(channel, 10) == {b"one"}
             async with ours("127.0.0.2", port, b"two"):
                 await until(lambda: both(channel), 0.01)
+
+    run(test)
+
+
+@pytest.mark.parametrize("illness", ["refuses", "is silent"])
+def test_a_sick_address_is_left_out_while_another_is_well_and_comes_back(pods, port, monkeypatch, illness):
+    monkeypatch.setattr("kservekit.oip.grpc_connections.FIRST_OUT_S", 3600)
+    monkeypatch.setattr("kservekit.oip.grpc_channel.SILENT_S", 0.01)
+    patience_s = 20 if illness == "refuses" else 0.02
+    ill = True
+
+    async def two(message, call):
+        if ill and illness == "refuses":
+            raise Unavailable("its model is not here")
+        if ill:
+            await asyncio.Event().wait()
+        return b"two"
+
+    async def failures(channel):
+        found = []
+        while len(found) < 3:
+            try:
+                await channel.call("/S/who", b"", timeout_s=patience_s)
+            except GrpcFailure as failure:
+                found.append(failure)
+        return found
+
+    async def test():
+        nonlocal ill
+        async with (
+            channel_to(f"pods:{port}") as channel,
+            ours("127.0.0.1", port, b"one"),
+            ours("127.0.0.2", port, b"two") as second,
+        ):
+            second.unary["/S/who"] = two
+            assert all(failure.elsewhere for failure in await failures(channel))
+            assert [await channel.call("/S/who", b"", timeout_s=20) for _ in range(10)] == [b"one"] * 10
+            ill = False
+            (sick,) = [peer for peer in channel._connections._peers if not peer.health.well]
+            sick.health._out_until = 0  # as though its time were over
+            assert {await channel.call("/S/who", b"", timeout_s=20) for _ in range(2)} == {b"one", b"two"}
+            assert sick.health.well
+
+    run(test)
+
+
+def test_where_all_addresses_are_sick_all_are_used(pods, port, monkeypatch):
+    monkeypatch.setattr("kservekit.oip.grpc_connections.FIRST_OUT_S", 3600)
+
+    async def refuses(message, call):
+        raise Unavailable("not here")
+
+    async def test():
+        async with (
+            channel_to(f"pods:{port}") as channel,
+            ours("127.0.0.1", port, b"one") as first,
+            ours("127.0.0.2", port, b"two") as second,
+        ):
+            first.unary["/S/who"] = second.unary["/S/who"] = refuses
+            peers = channel._connections._peers
+            while not peers or any(peer.health.well for peer in channel._connections._peers):
+                with pytest.raises(GrpcFailure):
+                    await channel.call("/S/who", b"", timeout_s=20)
+                peers = channel._connections._peers
+            with pytest.raises(GrpcFailure) as found:
+                await channel.call("/S/who", b"", timeout_s=20)
+            assert not found.value.elsewhere
+            second.unary["/S/who"] = first.unary["/S/who"] = lambda message, call: asyncio.sleep(0, b"well")
+            assert [await channel.call("/S/who", b"", timeout_s=20) for _ in range(4)] == [b"well"] * 4
+            assert any(peer.health.well for peer in peers)
+
+    run(test)
+
+
+def test_a_caller_in_a_hurry_makes_nobody_sick(pods, port):
+    async def test():
+        async with channel_to(f"127.0.0.1:{port}") as channel, ours("127.0.0.1", port, b"one") as only:
+            assert await channel.call("/S/who", b"", timeout_s=20) == b"one"
+            only.unary["/S/who"] = lambda message, call: asyncio.Event().wait()
+            for _ in range(5):
+                with pytest.raises(GrpcFailure, match="DEADLINE_EXCEEDED"):
+                    await channel.call("/S/who", b"", timeout_s=0.001)
+            assert all(peer.health.well for peer in channel._connections._peers)
+
+    run(test)
+
+
+def test_a_sick_address_gets_one_call_at_a_time_to_show_itself_and_ever_more_seldom():
+    health = Health()
+    for _ in range(5):
+        assert health.takes_call(0)
+        health.failed(0)
+        if not health.well:
+            break
+    asked = [now for now in range(60) for _ in range(3) if health.takes_call(now) and (health.failed(now) or True)]
+    assert asked == [1, 3, 7, 15, 25, 35, 45, 55]
+    health.answered(60)
+    assert health.well
+    assert health.takes_call(60)
+
+
+def test_a_reason_that_does_not_fit_in_a_header_is_said_to_be_missing():
+    async def test():
+        async with foreign() as (_, port), channel_to(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(GrpcFailure, match="NOT_FOUND: the server gave no reason, or one that was too long"):
+                await channel.call("/S/refuse", b"x" * 20_000, timeout_s=20)
 
     run(test)
 

@@ -6,6 +6,7 @@ import pytest
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings
 from kservekit.errors import DeadlineExceeded, InvalidInput, ModelError, TooManyRequests, Unavailable
+from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.resilient import ResilientBackend
 
 ANSWER = Answer({"y": np.zeros(1)})
@@ -127,3 +128,18 @@ def test_a_call_whose_caller_went_away_says_nothing_of_the_backend():
     with pytest.raises(asyncio.CancelledError):
         infer(guarded)
     assert infer(guarded) is ANSWER
+
+
+def test_one_sick_address_of_several_does_not_open_the_breaker():
+    backend, world = Scripted(), World()
+    guarded = resilient(backend, world, retries=0, breaker_failures=2)
+    for elsewhere in (True, True, True, False, False):
+        failure = GrpcFailure("UNAVAILABLE", "")
+        failure.elsewhere = elsewhere
+        error = Unavailable("down")
+        error.__cause__ = failure
+        backend.script = [error]
+        with pytest.raises(Unavailable, match="down"):
+            infer(guarded)
+    with pytest.raises(Unavailable, match="given time"):
+        infer(guarded)

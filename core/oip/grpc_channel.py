@@ -27,6 +27,9 @@ LET_END_S = 0.1
 cancellation that meets its end kills Triton before 2.53 by a segmentation fault, once in some thousands
 (triton-inference-server/server#7368)."""
 
+NO_REASON = "the server gave no reason, or one that was too long for a header"
+"""httpunk leaves out what is over 16 KiB."""
+
 _HEAD = (("content-type", frames.CONTENT_TYPE), ("te", "trailers"))
 _OF_HTTP = {400: "INTERNAL", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "UNIMPLEMENTED"} | dict.fromkeys(
     (429, 502, 503, 504), "UNAVAILABLE"
@@ -40,13 +43,20 @@ _OF_RESET: dict[H2Reason | int, str] = {
 _OF_NUMBER = {str(number): code for number, code in enumerate(frames.CODES)}
 
 
+SILENT_S = 1.0
+"""A call that ends at its deadline speaks against its server only after so long, and where it said nothing meanwhile:
+callers in a hurry make nobody sick."""
+
+
 class GrpcFailure(Exception):
-    """`code` is the status code's name; `trailing` came with it. `by_server`: it said so itself, and nobody for it."""
+    """`code` is the status code's name; `trailing` came with it. `by_server`: it said so itself, and nobody for it.
+    `elsewhere`: another address of the same host is well."""
 
     def __init__(self, code: str, details: str, trailing: dict[str, str] | None = None, *, by_server: bool = False):
         super().__init__(f"{code}: {details}")
         self.code, self.details, self.by_server = code, details, by_server
         self.trailing = trailing or {}
+        self.elsewhere = False
 
 
 class GrpcChannel:
@@ -57,11 +67,13 @@ class GrpcChannel:
 
     async def call(self, path: str, message: bytes, *, timeout_s: float, metadata: Metadata = ()) -> bytes:
         """The one answer to the message; GrpcFailure for anything else."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        began = asyncio.get_running_loop().time()
+        deadline = began + timeout_s
+        link: Link | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 link = self._connections.at_once() or await self._connections.link()
-                found, status = [], {}
+                found = []
                 call = _Call(link, path, message, deadline, metadata)
                 try:
                     async for answer in call.answers():
@@ -69,23 +81,25 @@ class GrpcChannel:
                     status = call.status()
                 finally:
                     call.end()
-        except TimeoutError:
-            raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
-        except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
-            raise _as_failure(error, deadline) from error
-        if len(found) != 1:
-            raise GrpcFailure("INTERNAL", f"{len(found)} answers: expected one", status)
+                if len(found) != 1:
+                    raise GrpcFailure("INTERNAL", f"{len(found)} answers: expected one", status)
+        except _FAILURES as error:
+            raise self._failed(error, link, began, timeout_s) from _reason(error)
+        link.health.answered(asyncio.get_running_loop().time())
         return found[0]
 
     async def stream(
         self, path: str, message: bytes, *, timeout_s: float, metadata: Metadata = ()
     ) -> AsyncGenerator[bytes]:
         """The answers, each when it is there; GrpcFailure for anything else."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        began = asyncio.get_running_loop().time()
+        deadline = began + timeout_s
+        link: Link | None = None
         call: _Call | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                call = _Call(await self._connections.link(), path, message, deadline, metadata)
+                link = await self._connections.link()
+            call = _Call(link, path, message, deadline, metadata)
             answers = call.answers()
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -94,10 +108,9 @@ class GrpcChannel:
                     break
                 yield answer
             call.status()
-        except TimeoutError:
-            raise GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
-        except (HTTPunkError, OSError, Unreachable, InvalidInput) as error:
-            raise _as_failure(error, deadline) from error
+            link.health.answered(asyncio.get_running_loop().time())
+        except _FAILURES as error:
+            raise self._failed(error, link, began, timeout_s) from _reason(error)
         finally:
             if call is not None:
                 call.end()
@@ -121,6 +134,20 @@ class GrpcChannel:
 
     async def close(self) -> None:
         await self._connections.close()
+
+    def _failed(self, error: BaseException, link: Link | None, began: float, timeout_s: float) -> GrpcFailure:
+        """The error as what it stands for, once it is noted what it says of the address that the call went to."""
+        failure = error if isinstance(error, GrpcFailure) else _as_failure(error, began, timeout_s)
+        if link is None:
+            return failure
+        now, health = asyncio.get_running_loop().time(), link.health
+        silent = failure.code == "DEADLINE_EXCEEDED" and now - began >= SILENT_S and health.heard_at < began
+        if failure.by_server and failure.code != "UNAVAILABLE":
+            health.answered(now)
+        elif failure.by_server or silent:
+            health.failed(now)
+        failure.elsewhere = self._connections.another_is_well(health)
+        return failure
 
 
 class _Call:
@@ -171,7 +198,8 @@ class _Call:
             code = _OF_HTTP.get(stream.status, "UNKNOWN")
             raise GrpcFailure(code, f"HTTP status {stream.status}, and no gRPC status with it", trailing)
         code = _OF_NUMBER.get(number, "UNKNOWN")
-        raise GrpcFailure(code, frames.percent_decoded(trailing.get(frames.MESSAGE, "")), trailing, by_server=True)
+        details = frames.percent_decoded(trailing.get(frames.MESSAGE, "")) or NO_REASON
+        raise GrpcFailure(code, details, trailing, by_server=True)
 
     def end(self) -> None:
         """Lets go of it; where it has not ended, the server is told so in a while."""
@@ -193,9 +221,18 @@ class _Call:
             self._link.end()
 
 
-def _as_failure(error: Exception, deadline: float) -> GrpcFailure:
+_FAILURES = (TimeoutError, HTTPunkError, OSError, Unreachable, InvalidInput, GrpcFailure)
+
+
+def _reason(error: BaseException) -> BaseException | None:
+    return None if isinstance(error, (TimeoutError, GrpcFailure)) else error
+
+
+def _as_failure(error: BaseException, began: float, timeout_s: float) -> GrpcFailure:
+    if isinstance(error, TimeoutError):
+        return GrpcFailure("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s")
     if isinstance(error, StreamResetError):
-        if error.error_code == H2Reason.CANCEL and asyncio.get_running_loop().time() >= deadline:
+        if error.error_code == H2Reason.CANCEL and asyncio.get_running_loop().time() >= began + timeout_s:
             return GrpcFailure("DEADLINE_EXCEEDED", "the server gave up at the call's deadline")
         return GrpcFailure(_OF_RESET.get(error.error_code, "INTERNAL"), str(error))
     if isinstance(error, InvalidInput):

@@ -29,17 +29,61 @@ UNHEARD_MS = 20_000
 """After so long without a sign of what was sent a connection is given up: its host is gone."""
 
 
+SICK_AFTER = 3
+"""Calls in a row that an address refused as unavailable, or left without a word, after which it is left out."""
+FIRST_OUT_S, LONGEST_OUT_S = 1.0, 10.0
+"""For so long, as long as another one is well; then it gets one call to show that it is well again."""
+
+
 class Unreachable(Exception):
     """No address takes a connection; the message has the last reason of each."""
+
+
+class Health:
+    """What an address' last calls say of it, over all its connections."""
+
+    __slots__ = ("_failures", "_out_s", "_out_until", "heard_at")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._out_s, self._out_until = FIRST_OUT_S, 0.0
+        self.heard_at = 0.0
+        """When it last answered, whatever it said."""
+
+    @property
+    def well(self) -> bool:
+        return self._failures < SICK_AFTER
+
+    def takes_call(self, now: float) -> bool:
+        """Whether it gets one now; where it is sick, that is the one by which it is seen whether it still is."""
+        if self.well:
+            return True
+        if now < self._out_until:
+            return False
+        self._leave_out(now)
+        return True
+
+    def answered(self, now: float) -> None:
+        self.heard_at = now
+        self._failures, self._out_s = 0, FIRST_OUT_S
+
+    def failed(self, now: float) -> None:
+        self._failures += 1
+        if self._failures == SICK_AFTER:
+            self._leave_out(now)
+
+    def _leave_out(self, now: float) -> None:
+        self._out_until = now + self._out_s
+        self._out_s = min(2 * self._out_s, LONGEST_OUT_S)
 
 
 class Link:
     """One connection, and how many calls run on it. It is closed when it is not wanted any more and they have ended."""
 
-    __slots__ = ("_protocol", "connection", "running", "wanted")
+    __slots__ = ("_protocol", "connection", "health", "running", "wanted")
 
-    def __init__(self, protocol: H2ClientProtocol, connection: H2Connection | H1Connection) -> None:
-        self._protocol, self.connection = protocol, connection
+    def __init__(self, protocol: H2ClientProtocol, connection: H2Connection | H1Connection, health: Health) -> None:
+        self._protocol, self.connection, self.health = protocol, connection, health
         self.running = 0
         self.wanted = True
 
@@ -73,6 +117,7 @@ class _Peer:
     def __init__(self, address: str, port: int, dial: _Dial) -> None:
         self.address, self.port = address, port
         self.error = ""
+        self.health = Health()
         self._dial = dial
         self._link: Link | None = None
         self._dialing: asyncio.Task[None] | None = None
@@ -110,7 +155,7 @@ class _Peer:
 
     async def _connect(self) -> None:
         try:
-            self._link = await self._dial(self.address, self.port)
+            self._link = await self._dial(self.address, self.port, self.health)
             self._failures = 0
         except (OSError, HTTPunkError) as error:  # a TimeoutError of ours has no text
             self.error = str(error) or f"no HTTP/2 within {CONNECT_S:g} s"
@@ -127,7 +172,7 @@ class _Dial:
     def __init__(self, authority: str, name: str, context: ssl.SSLContext | None) -> None:
         self.authority, self.name, self.context = authority, name, context
 
-    async def __call__(self, address: str, port: int) -> Link:
+    async def __call__(self, address: str, port: int, health: Health) -> Link:
         tls: dict[str, Any] = {}
         if self.context:
             tls = {"ssl": self.context, "server_hostname": self.name, "ssl_shutdown_timeout": TLS_GOODBYE_S}
@@ -140,7 +185,7 @@ class _Dial:
                 if self.context and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
                     raise ConnectionError(f"{self.authority} speaks TLS, and no HTTP/2 in it")
                 _give_up_when_unheard(transport.get_extra_info("socket"))
-                return Link(protocol, await protocol.ready())
+                return Link(protocol, await protocol.ready(), health)
             except BaseException:
                 await protocol.aclose()
                 raise
@@ -162,19 +207,27 @@ class Connections:
         self._error = ""
 
     def at_once(self) -> Link | None:
-        """The next connection that takes calls, without a wait. Those that are lost are sought again meanwhile."""
-        peers = self._peers
-        found = None
-        for _ in peers:
-            self._turn = (self._turn + 1) % len(peers)
-            peer = peers[self._turn]
-            found = peer.link()
-            if found is not None:
+        """The next connection that takes calls, without a wait. Those that are lost are sought again meanwhile, and a
+        sick address is used only where there is no other."""
+        now = asyncio.get_running_loop().time()
+        found, last = None, self._turn
+        for turn in (*range(last + 1, len(self._peers)), *range(min(last + 1, len(self._peers)))):
+            peer = self._peers[turn]
+            link = peer.link()
+            if link is None:
+                peer.connects()
+            elif peer.health.takes_call(now):
+                found, self._turn = link, turn
                 break
-            peer.connects()
-        if asyncio.get_running_loop().time() >= self._look_up_at:
+            elif found is None:
+                found, self._turn = link, turn
+        if now >= self._look_up_at:
             self._look_up()
         return found
+
+    def another_is_well(self, health: Health) -> bool:
+        """Whether a call that failed at this one may find an answer at once at another address."""
+        return any(peer.health is not health and peer.health.well and peer.link() for peer in self._peers)
 
     async def link(self) -> Link:
         """The next connection that takes calls; Unreachable where no address gives one, or is to be left alone yet."""

@@ -102,6 +102,9 @@ class ResilientBackend:
     def _tell_breaker(self, error: BaseException | None, request: Request) -> None:
         if self.breaker is None:
             return
+        if getattr(getattr(error, "__cause__", None), "elsewhere", False):  # it is one address that is ill
+            self.breaker.forgotten()
+            return
         silent = isinstance(error, DeadlineExceeded)
         # A backend that keeps silent for its whole budget is ill; a caller in a hurry says nothing of it.
         if isinstance(error, Unavailable) or (silent and self._clock() < request.deadline):
