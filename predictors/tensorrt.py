@@ -9,15 +9,17 @@ import queue
 import signal
 from pathlib import Path
 
+import kservekit.cuda
 from kservekit import config
 from kservekit.config import TensorRTSettings
+from kservekit.cuda import Cuda, CudaError
 from kservekit.errors import CannotStart, ServingError, Unavailable
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
 from kservekit.predictors.batching import MicroBatcher
 from kservekit.predictors.tensorrt_build import Options, build, options
 from kservekit.predictors.tensorrt_context import Context
 from kservekit.predictors.tensorrt_engine import Engine, deserialize
-from kservekit.predictors.tensorrt_runtime import Cuda, CudaError, Gpu, Library
+from kservekit.predictors.tensorrt_runtime import Gpu, Library
 from kservekit.serving import Predictor, Tensors
 from kservekit.serving.pool import HandlerPool
 
@@ -52,8 +54,8 @@ class TensorRTPredictor(Predictor):
         wanted = options(settings)
         if not path.is_file():
             raise CannotStart(f"KSERVEKIT_TENSORRT_MODEL_PATH is {str(path)!r}: no such file")
-        library, cuda = tensorrt_runtime.tensorrt(), tensorrt_runtime.cuda()
-        gpu = cuda.gpu()
+        library, cuda = tensorrt_runtime.tensorrt(), kservekit.cuda.load("tensorrt")
+        gpu = tensorrt_runtime.gpu(cuda)
         log.warning("TensorRTPredictor is experimental: its tests have had no GPU. This is %s on %s", library, gpu)
         engine = (
             _built(library, gpu, path, wanted, settings.engine_cache)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from kservekit.cuda import Cuda
 from kservekit.errors import ModelError
-from kservekit.predictors.tensorrt_runtime import Cuda
 
 ALIGNMENT = 256
 """Bytes; what cudaMalloc itself gives, and all that kernels ask for."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from kservekit.cuda import Cuda, CudaError
 from kservekit.errors import CannotStart, InvalidInput, ModelError
 from kservekit.predictors.tensorrt_buffers import Buffers, layout
 from kservekit.predictors.tensorrt_engine import Engine
 from kservekit.predictors.tensorrt_profiles import Shape, choose
-from kservekit.predictors.tensorrt_runtime import Cuda, CudaError
 from kservekit.tensors import DATATYPES, Tensors, TensorSpec
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT for RTX, and CUDA: imported here and nowhere else."""
+"""TensorRT or TensorRT for RTX: imported here and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import functools
 import logging
 import re
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kservekit.errors import CannotStart, KServeKitError
+from kservekit.cuda import Cuda, CudaError
+from kservekit.errors import CannotStart
 
 log = logging.getLogger(__name__)
 
@@ -69,52 +69,19 @@ class Gpu:
         return f"{self.name} (compute capability {self.compute_capability})"
 
 
-class CudaError(KServeKitError):
-    """What CUDA answered; after most of these the process can use its GPU no more."""
-
-
-class Cuda:
-    """CUDA's runtime with results or a CudaError, where its own Python has a status in every answer."""
-
-    def __init__(self, runtime: Any) -> None:
-        self.runtime = runtime
-
-    def __call__(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        status, *results = function(*arguments)
-        if status != self.runtime.cudaError_t.cudaSuccess:
-            _, text = self.runtime.cudaGetErrorString(status)
-            raise CudaError(f"{function.__name__}: {text.decode()} ({status.name})")
-        return results[0] if results else None
-
-    def release(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> None:
-        """The same for what gives something back: a failure is logged, and keeps nothing else from being given back."""
-        try:
-            self(function, *arguments)
-        except CudaError as error:
-            log.warning("%s", error)
-
-    def gpu(self) -> Gpu:
-        """The GPU that this process sees first; CannotStart where there is none."""
-        try:
-            count = self(self.runtime.cudaGetDeviceCount)
-        except CudaError as error:
-            raise CannotStart(f"no NVIDIA GPU with a driver that CUDA can use, {_WAY_OUT}: {error}") from None
-        if not count:
-            raise CannotStart(f"CUDA sees no GPU, {_WAY_OUT}; see also CUDA_VISIBLE_DEVICES")
-        found = self(self.runtime.cudaGetDeviceProperties, 0)
-        return Gpu(found.name.partition(b"\0")[0].decode(), f"{found.major}.{found.minor}")
+def gpu(cuda: Cuda) -> Gpu:
+    """The GPU that this process sees first; CannotStart where there is none."""
+    try:
+        count = cuda(cuda.runtime.cudaGetDeviceCount)
+    except CudaError as error:
+        raise CannotStart(f"no NVIDIA GPU with a driver that CUDA can use, {_WAY_OUT}: {error}") from None
+    if not count:
+        raise CannotStart(f"CUDA sees no GPU, {_WAY_OUT}; see also CUDA_VISIBLE_DEVICES")
+    found = cuda(cuda.runtime.cudaGetDeviceProperties, 0)
+    return Gpu(found.name.partition(b"\0")[0].decode(), f"{found.major}.{found.minor}")
 
 
 _WAY_OUT = "and TensorRT runs on nothing else (OnnxPredictor serves ONNX files without one)"
-
-
-def cuda() -> Cuda:
-    """CannotStart where CUDA's Python is not installed."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        raise CannotStart("CUDA's Python is not installed: pip install 'kservekit[tensorrt]'") from None
-    return Cuda(runtime)
 
 
 def recorder(api: Any) -> Any:

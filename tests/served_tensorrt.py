@@ -2,6 +2,7 @@
 
 import standin_tensorrt as standin
 
+from kservekit import cuda
 from kservekit.predictors import tensorrt_runtime
 from kservekit.predictors.tensorrt import TensorRTPredictor
 
@@ -10,5 +11,5 @@ class OnStandIn(TensorRTPredictor):
     def load(self) -> bool:
         gpu = standin.Gpu()
         library = standin.library(gpu, standin.Model())
-        tensorrt_runtime.tensorrt, tensorrt_runtime.cuda = lambda: library, lambda: gpu.cuda
+        tensorrt_runtime.tensorrt, cuda.load = lambda: library, lambda extra: gpu.cuda
         return super().load()

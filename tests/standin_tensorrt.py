@@ -1,31 +1,25 @@
-"""What a GPU would do, done on the host: TensorRT's runtime and CUDA's, for tests where there is no GPU.
+"""What TensorRT's runtime would do on a GPU, done on the host (standin_cuda), for tests where there is no GPU.
 
 Each double has the names of the real class and no others, and takes as many arguments as the real method says. Whether
-bytes are an engine is still the real runtime's to say, as far as it says so without a driver. As on a GPU nothing is
-done before its stream is waited for, and only in memory that was asked for.
+bytes are an engine is still the real runtime's to say, as far as it says so without a driver.
 """
 
 from __future__ import annotations
 
-import ctypes
-import inspect
 import re
-import threading
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import NonCallableMock, create_autospec
+from unittest.mock import create_autospec
 
 import numpy as np
 import tensorrt_rtx_bindings as trt
-from cuda.bindings import runtime
+from standin_cuda import Gpu
 
-from kservekit.predictors.tensorrt_runtime import Cuda, Library
+from kservekit.predictors.tensorrt_runtime import Library
 
 Shape = tuple[int, ...]
-OK = runtime.cudaError_t.cudaSuccess
-INVALID = runtime.cudaError_t.cudaErrorInvalidValue
 DTYPES = {trt.DataType.FLOAT: np.float32, trt.DataType.INT32: np.int32, trt.DataType.HALF: np.float16}
 
 
@@ -74,128 +68,6 @@ def _counted(real: Any, does: Callable[..., Any]) -> Callable[..., Any]:
         return does(*arguments)
 
     return call
-
-
-class Gpu:
-    """CUDA's runtime on the host's own memory."""
-
-    def __init__(self, memory: int = 2**24) -> None:
-        self.memory = memory
-        self.blocks: dict[int, Any] = {}
-        self.streams: dict[int, list[Callable[[], None]]] = {}
-        self.captured: dict[int, list[Callable[[], None]]] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.launches = 0
-        self.failure = OK
-        self.lock = threading.Lock()
-        self.module: Any = NonCallableMock(spec_set=runtime)
-        for name in dir(type(self)):
-            if name.startswith("cuda") and name != "cuda":
-                real, ours = getattr(runtime, name), getattr(self, name)
-                assert inspect.signature(real).parameters.keys() == inspect.signature(ours).parameters.keys(), name
-                setattr(self.module, name, ours)
-        for name in (
-            "cudaError_t",
-            "cudaMemcpyKind",
-            "cudaStreamCaptureMode",
-            "cudaHostAllocDefault",
-            "cudaStreamNonBlocking",
-            "cudaGetErrorString",
-        ):
-            setattr(self.module, name, getattr(runtime, name))
-        self.cuda = Cuda(self.module)
-
-    @property
-    def used(self) -> int:
-        return sum(map(ctypes.sizeof, self.blocks.values())) + len(self.streams) + len(self.graphs)
-
-    def queue(self, stream: int, work: Callable[[], None]) -> None:
-        self.captured.get(stream, self.streams[stream]).append(work)
-
-    def array(self, address: int, dtype: Any, shape: Shape) -> np.ndarray:
-        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        assert self.holds(address, count), "outside of what was asked for"
-        raw = (ctypes.c_uint8 * count).from_address(address)
-        return np.frombuffer(raw, np.uint8).view(dtype).reshape(shape)
-
-    def holds(self, address: int, count: int) -> bool:
-        return any(at <= address and address + count <= at + ctypes.sizeof(block) for at, block in self.blocks.items())
-
-    def cudaGetDeviceCount(self):
-        return OK, 1
-
-    def cudaGetDeviceProperties(self, device):
-        found = runtime.cudaDeviceProp()
-        found.name, found.major, found.minor = b"Stand-in".ljust(256, b"\0"), 9, 0
-        return OK, found
-
-    def cudaMalloc(self, size):
-        with self.lock:
-            if size > self.memory - sum(map(ctypes.sizeof, self.blocks.values())):
-                return runtime.cudaError_t.cudaErrorMemoryAllocation, None
-            block = (ctypes.c_uint8 * size)()
-            ctypes.memset(block, 0xA5, size)
-            self.blocks[ctypes.addressof(block)] = block
-        return OK, ctypes.addressof(block)
-
-    def cudaHostAlloc(self, size, flags):
-        return self.cudaMalloc(size)
-
-    def cudaFree(self, devPtr):
-        return (INVALID if self.blocks.pop(devPtr, None) is None else OK,)
-
-    def cudaFreeHost(self, ptr):
-        return self.cudaFree(ptr)
-
-    def cudaStreamCreateWithFlags(self, flags):
-        with self.lock:
-            stream = 1000 + len(self.streams)
-            self.streams[stream] = []
-        return OK, runtime.cudaStream_t(stream)
-
-    def cudaStreamDestroy(self, stream):
-        del self.streams[int(stream)]
-        return (OK,)
-
-    def cudaMemcpyAsync(self, dst, src, count, kind, stream):
-        if not (self.holds(dst, count) and self.holds(src, count)):
-            return (INVALID,)
-        self.queue(int(stream), lambda: ctypes.memmove(dst, src, count))
-        return (OK,)
-
-    def cudaStreamSynchronize(self, stream):
-        work, self.streams[int(stream)] = self.streams[int(stream)], []
-        for step in work:
-            step()
-        return (self.failure,)
-
-    def cudaStreamBeginCapture(self, stream, mode):
-        self.captured[int(stream)] = []
-        return (OK,)
-
-    def cudaStreamEndCapture(self, stream):
-        work = self.captured.pop(int(stream))
-        if None in work:
-            return runtime.cudaError_t.cudaErrorStreamCaptureInvalidated, None
-        self.graphs[len(self.graphs) + 1] = work
-        return OK, runtime.cudaGraph_t(len(self.graphs))
-
-    def cudaGraphInstantiate(self, graph, flags):
-        self.graphs[int(graph) + 100] = self.graphs[int(graph)]
-        return OK, runtime.cudaGraphExec_t(int(graph) + 100)
-
-    def cudaGraphDestroy(self, graph):
-        del self.graphs[int(graph)]
-        return (OK,)
-
-    def cudaGraphExecDestroy(self, graphExec):
-        return self.cudaGraphDestroy(graphExec)
-
-    def cudaGraphLaunch(self, graphExec, stream):
-        self.launches += 1
-        for step in self.graphs[int(graphExec)]:
-            self.queue(int(stream), step)
-        return (OK,)
 
 
 class ContextDoes:

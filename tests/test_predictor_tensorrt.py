@@ -18,9 +18,11 @@ from calls import WIRES, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx_files import write_doubles
-from standin_tensorrt import Model, runtime, trt
+from standin_cuda import runtime
+from standin_tensorrt import Model, trt
 from test_tensorrt_build import OPTIONS
 
+from kservekit import cuda
 from kservekit.codec.message import Request
 from kservekit.config import TensorRTSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelError, Unavailable
@@ -46,7 +48,7 @@ class Bench:
     def predictor(self, model=None, *, rtx=True, **settings):
         library = standin.library(self.gpu, model or Model(), rtx=rtx)
         self.monkeypatch.setattr(tensorrt_runtime, "tensorrt", lambda: library)
-        self.monkeypatch.setattr(tensorrt_runtime, "cuda", lambda: self.gpu.cuda)
+        self.monkeypatch.setattr(cuda, "load", lambda extra: self.gpu.cuda)
         path = self.folder / "m.onnx"
         if not path.exists():
             write_doubles(path)
@@ -400,7 +402,7 @@ def test_an_engine_that_tensorrt_itself_refuses_is_refused_in_its_words(bench, p
 )
 def test_settings_that_cannot_be_are_refused_before_a_gpu_is_touched(bench, settings, complaint):
     predictor = bench.predictor(**settings)
-    bench.monkeypatch.setattr(tensorrt_runtime, "cuda", lambda: pytest.fail("CUDA was asked"))
+    bench.monkeypatch.setattr(cuda, "load", lambda extra: pytest.fail("CUDA was asked"))
     with pytest.raises(CannotStart, match=complaint):
         predictor.load()
 
@@ -555,7 +557,7 @@ def test_the_stand_in_has_nothing_that_the_library_has_not(bench):
 def gpu():
     """The GPU that there is; else the reason why there is none."""
     try:
-        return tensorrt_runtime.cuda().gpu(), ""
+        return tensorrt_runtime.gpu(cuda.load("tensorrt")), ""
     except CannotStart as error:
         return None, str(error)
 

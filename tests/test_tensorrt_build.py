@@ -12,6 +12,7 @@ from calls import kservekit
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import write_doubles, write_onnx
 
+from kservekit import cuda
 from kservekit.errors import CannotStart
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
 from kservekit.predictors.tensorrt_build import Options, build
@@ -255,4 +256,4 @@ def test_without_tensorrt_the_way_out_is_said(monkeypatch):
     with pytest.raises(CannotStart, match=r"pip install 'kservekit\[tensorrt\]'"):
         tensorrt_runtime.tensorrt()
     with pytest.raises(CannotStart, match=r"pip install 'kservekit\[tensorrt\]'"):
-        tensorrt_runtime.cuda()
+        cuda.load("tensorrt")
