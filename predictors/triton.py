@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
-from kservekit import config
+from kservekit import config, gpu_tensors
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings, TritonSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelNotFound, ServingError
@@ -66,6 +66,9 @@ class TritonPredictor(Predictor):
     A request's parameters travel on: `sequence_id`, `sequence_start`, `sequence_end`, `priority`, and the model's own.
     Where the model's queue policy takes a request's time-out (allow_timeout_override), it is what is left of the
     deadline: Triton drops what nobody waits for.
+
+    A subclass may give its `infer` what it has made on a GPU: any array there of PyTorch, CuPy, CV-CUDA, or another
+    library with DLPack or the CUDA array interface. See kservekit.serving.Transformer.
     """
 
     def __init__(
@@ -145,9 +148,11 @@ class TritonPredictor(Predictor):
             raise _without_id(error, request) from error
 
     def _asked(self, request: Request, tensors: Tensors) -> Request:
+        host, gpu = gpu_tensors.apart(tensors)
         return dataclasses.replace(
             request,
-            tensors=tensors,
+            tensors=host,
+            gpu_tensors=gpu,
             model=self.triton_model,
             version=request.version or self.settings.version,
             # Binary or not is between us and our caller.

@@ -13,7 +13,7 @@ from conftest import write_doubles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kservekit import errors
+from kservekit import cuda, errors
 from kservekit.codec.message import Request
 from kservekit.local.triton import TritonServer, reserved_ports
 from kservekit.oip import connect, regions, shared_memory
@@ -287,8 +287,9 @@ def test_a_region_is_nobody_elses_while_triton_may_be_at_it(echoes, end):
             with pytest.raises(errors.DeadlineExceeded):
                 await backend.infer(slow)
         else:
+            backend.regions.give_back(await backend._registered(2**18))  # what is known to Triton is taken at once
             task = asyncio.create_task(backend.infer(slow))
-            await until(lambda: backend.regions.bytes)
+            await until(lambda: not backend.regions._idle)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -347,6 +348,26 @@ def test_a_server_without_the_extension_gets_all_by_grpc(predictor):
         await backend.close()
 
     asyncio.run(main())
+
+
+def test_what_lies_on_a_gpu_reaches_a_triton_that_has_none(echoes, monkeypatch, caplog):
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not for this machine")
+    from standin_cuda import Gpu
+    from test_cuda_memory import Arrays
+
+    gpu = Gpu()
+    monkeypatch.setattr(cuda, "load", lambda extra: gpu.cuda)
+    array = Arrays(gpu).by_dlpack(numbers())
+
+    async def ask(backend):
+        answers = [await backend.infer(Request({}, model="echo", gpu_tensors={"FP32": array})) for _ in range(2)]
+        assert backend.regions.bytes
+        return answers
+
+    for answer in through(echoes, ask, max_bytes=2**21):
+        assert answer.tensors["out_FP32"].tobytes() == numbers().tobytes()
+    (line,) = [line for line in caplog.messages if "copied to the host" in line]
+    assert "cannot open our memory of GPU 0: failed to register shared memory region: invalid args" in line
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ class Request:
     """Who asks, proven: a kservekit.identity.Principal, or None."""
     deadline: float = math.inf
     """The moment on time.monotonic() after which nobody waits for the answer."""
+    gpu_tensors: dict[str, Any] = field(default_factory=dict)
+    """More tensors, for a backend: what lies on a GPU, as its library has it (DLPack or the CUDA array interface)."""
 
 
 @dataclass(slots=True)

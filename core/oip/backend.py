@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 import os
 import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
+from kservekit import gpu_tensors
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings
 from kservekit.errors import CannotStart, ModelError
@@ -34,7 +37,7 @@ FORWARDED_HEADERS = (
 
 class Backend(Protocol):
     async def infer(self, request: Request) -> Answer:
-        """The answer of `request.model`; a ServingError for anything else."""
+        """The answer of `request.model`; a ServingError for anything else. Its tensors are on the host."""
         ...
 
     def stream(self, request: Request) -> AsyncGenerator[Answer]:
@@ -122,6 +125,12 @@ def forwarded(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, s
 
 
 _VISIBLE = re.compile(r"[\x20-\x7e]{0,8192}")
+
+
+async def on_host(request: Request) -> Request:
+    """The same request, with what lies on a GPU copied to the host; ModelError where it cannot be."""
+    copies = await asyncio.to_thread(gpu_tensors.on_host, request.gpu_tensors)
+    return dataclasses.replace(request, tensors={**request.tensors, **copies}, gpu_tensors={})
 
 
 def call_timeout(request: Request, timeout_s: float) -> float:

@@ -13,7 +13,7 @@ from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded, on_host
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
@@ -58,7 +58,12 @@ class GrpcBackend:
         return self._stub
 
     async def infer(self, request: Request) -> Answer:
-        reply = await self.call(codec.encode_request(request, messages), request)
+        request = await on_host(request) if request.gpu_tensors else request
+        return await self.ask(codec.encode_request(request, messages), request)
+
+    async def ask(self, message: bytes, request: Request) -> Answer:
+        """ModelInfer with a message for `request`."""
+        reply = await self.call(message, request)
         try:
             return codec.decode_answer(reply, messages)
         except errors.InvalidInput as error:
@@ -76,6 +81,7 @@ class GrpcBackend:
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """ModelStreamInfer with one request."""
         metadata = (*forwarded(request.headers, self.forward_headers).items(), (grpc_stream.STATUS, "true"))
+        request = await on_host(request) if request.gpu_tensors else request
         timeout_s = call_timeout(request, self.timeout_s)
         message = codec.encode_request(request, messages)
         call = self.channel().stream(_MODEL_STREAM_INFER, message, timeout_s=timeout_s, metadata=metadata)

@@ -15,7 +15,7 @@ from kservekit import errors
 from kservekit.codec import events, rest_v2
 from kservekit.codec.json_values import loads
 from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded
+from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded, on_host
 from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class HttpBackend:
         self._session: aiohttp.ClientSession | None = None
 
     async def infer(self, request: Request) -> Answer:
+        request = await on_host(request) if request.gpu_tensors else request
         parts, json_length = rest_v2.encode_request(request, binary=self.binary, binary_answer=self.binary)
         path = f"{self.path(request.model, request.version)}/infer"
         reply_headers, body = await self.call("POST", path, request, parts, rest_v2.headers(json_length))
@@ -76,6 +77,7 @@ class HttpBackend:
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """By server-sent events, as our own servers have them; NotSupported where the server has none, as Triton."""
+        request = await on_host(request) if request.gpu_tensors else request
         parts, _ = rest_v2.encode_request(request, binary=False, binary_answer=False)
         headers = {"content-type": "application/json", "accept": events.CONTENT_TYPE}
         path = f"{self.path(request.model, request.version)}/infer"

@@ -8,13 +8,14 @@ from urllib.parse import quote
 from kservekit import errors
 from kservekit.codec import rest_v1
 from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import backend_failed
+from kservekit.oip.backend import backend_failed, on_host
 from kservekit.oip.http import HttpBackend
 from kservekit.tensors import ModelSpec
 
 
 class HttpV1Backend(HttpBackend):
     async def infer(self, request: Request) -> Answer:
+        request = await on_host(request) if request.gpu_tensors else request
         parts = [rest_v1.encode_request(request.tensors)]
         path = f"/v1/models/{quote(request.model, safe='')}:predict"
         _, body = await self.call("POST", path, request, parts, {"content-type": "application/json"})

@@ -21,10 +21,12 @@ from kservekit.codec import grpc as codec
 from kservekit.codec.message import Answer, Request
 from kservekit.codec.raw import RawLayout, raw_bytes
 from kservekit.errors import InvalidInput, ServingError, Unavailable
-from kservekit.oip.backend import backend_failed, call_timeout
+from kservekit.oip.backend import backend_failed, call_timeout, on_host
+from kservekit.oip.cuda_memory import CudaMemory
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.grpc_channel import GrpcFailure
 from kservekit.oip.regions import Exhausted, Region, Regions, left_behind
+from kservekit.oip.triton_memory import CALL_TIMEOUT_S, answered, refer
 from kservekit.oip.triton_messages import messages
 from kservekit.tensors import ModelSpec, Tensors
 
@@ -32,11 +34,6 @@ log = logging.getLogger(__name__)
 
 LEAST_BYTES = 64 * 1024
 """Of a request's inputs, from which the way about a region is the shorter one."""
-
-CALL_TIMEOUT_S = 5.0
-"""Of the calls beside inference."""
-
-_NOBODY_KNOWS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN")
 
 BELIEVED_S = 1.0
 """How long the outputs that a model had are asked for without a look at whether it has others now, after a reload."""
@@ -73,12 +70,18 @@ class SharedMemoryBackend:
     def __init__(self, wire: GrpcBackend, *, max_bytes: int = 256 * 2**20) -> None:
         self.wire = wire
         self.regions = Regions(max_bytes, dropped=self._unregister_later)
+        self.cuda = CudaMemory(wire, max_bytes=max_bytes)
         self._usable: bool | None = None
         self._looking = asyncio.Lock()
         self._learned: OrderedDict[Any, _Learned] = OrderedDict()
         self._unregistering: set[asyncio.Task[None]] = set()
 
     async def infer(self, request: Request) -> Answer:
+        if request.gpu_tensors:
+            answer = await self.cuda.infer(request)
+            if answer is not None:
+                return answer
+            request = await on_host(request)
         if self._usable is False or not _worth_it(request.tensors) or not await self._has_extension():
             return await self.wire.infer(request)
         kind = _kind(request)
@@ -91,7 +94,7 @@ class SharedMemoryBackend:
         try:
             answer = await self._through(region, request, contents, outputs, places)
         except ServingError as error:
-            if not _answered(error.__cause__):
+            if not answered(error.__cause__):
                 self.regions.quarantine(region)
                 if isinstance(error, Unavailable):
                     self._usable = None  # it may be another one next time
@@ -127,6 +130,7 @@ class SharedMemoryBackend:
         return await self.wire.spec(model, version)
 
     async def close(self) -> None:
+        await self.cuda.close()
         self.regions.drop_all()
         while self._unregistering:
             await asyncio.wait(self._unregistering)
@@ -144,12 +148,12 @@ class SharedMemoryBackend:
         for item, at in zip(message.inputs, places, strict=False):
             raw = contents[item.name]
             region.map[at : at + len(raw)] = raw
-            _refer(item.parameters, region, at, len(raw))
+            refer(item.parameters, region.name, at, len(raw))
         wanted = dict(zip(outputs, places[len(contents) :], strict=True))
         if wanted:
             del message.outputs[:]
             for name in request.outputs or wanted:
-                _refer(message.outputs.add(name=name).parameters, region, wanted[name], outputs[name])
+                refer(message.outputs.add(name=name).parameters, region.name, wanted[name], outputs[name])
         reply = await self.wire.call(message.SerializeToString(), request)
         try:
             if not wanted:
@@ -214,7 +218,7 @@ class SharedMemoryBackend:
             if error.code == "ALREADY_EXISTS":
                 return region
             self.regions.drop(region)
-            if _answered(error):
+            if answered(error):
                 self._usable = False
                 log.info("tensors go by gRPC, because the server cannot open our memory: %s", error.details)
             return None
@@ -284,14 +288,6 @@ class SharedMemoryBackend:
                 return
 
 
-def _answered(error: BaseException | None) -> bool:
-    """Whether the server said so itself and is done with the request; after a deadline, say, it may be at it still."""
-    if not isinstance(error, GrpcFailure) or not error.by_server:
-        return False
-    # Triton begins so what it says of a request; the same codes come from gRPC in it, which knows nothing of models.
-    return error.code not in _NOBODY_KNOWS or error.details.startswith("[request id: ")
-
-
 def _worth_it(tensors: Tensors) -> bool:
     """Whether there is enough of it; an empty tensor has no place in a region."""
     arrays = tensors.values()
@@ -312,9 +308,3 @@ def _placed(sizes: list[int]) -> tuple[list[int], int]:
         places.append(at)
         at += math.ceil(size / _ALIGNED) * _ALIGNED
     return places, at
-
-
-def _refer(parameters: Any, region: Region, at: int, size: int) -> None:
-    parameters["shared_memory_region"].string_param = region.name
-    parameters["shared_memory_byte_size"].int64_param = size
-    parameters["shared_memory_offset"].int64_param = at

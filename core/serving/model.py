@@ -10,12 +10,12 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import kserve
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME, get_labels
 
-from kservekit import config
+from kservekit import config, gpu_tensors
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound, NotSupported
 from kservekit.oip import Backend, connect
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Tensors], Tensors | Awaitable[Tensors]]
 Stream = Callable[[Tensors], AsyncIterator[Tensors] | Iterator[Tensors]]
+
+T = TypeVar("T")
 
 _END: Any = object()
 
@@ -101,7 +103,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
     def get_output_types(self) -> list[dict[str, Any]]:
         return [spec.as_metadata() for spec in self.outputs]
 
-    async def _run(self, handler: Handler, request: Request, tensors: Tensors) -> Tensors:
+    async def _run(self, handler: Handler, request: Request, tensors: Tensors, check: Callable[[object, str], T]) -> T:
         """A user's handler: a coroutine on the loop, a plain function in the pool, so that probes never wait."""
         token = _current.set(request)
         try:
@@ -109,7 +111,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
                 outputs: Any = await cast(Awaitable[Tensors], handler(tensors))
             else:
                 outputs = await handler_pool().run(handler, tensors)
-            return check_outputs(outputs, f"{type(self).__name__}.{getattr(handler, '__name__', 'handler')}")
+            return check(outputs, f"{type(self).__name__}.{getattr(handler, '__name__', 'handler')}")
         except KServeKitError:
             raise
         except Exception as error:
@@ -190,7 +192,7 @@ class Predictor(ArrayModel):
     async def answer(self, request: Request) -> Answer:
         version = await self._check_request(request)
         with stage("infer", self._observers["predict"]):
-            outputs = await self._run(self.infer, request, request.tensors)
+            outputs = await self._run(self.infer, request, request.tensors, check_outputs)
         # A handler that learns the version from its engine writes it into the request.
         return Answer(outputs, model=self.name, version=request.version or version, id=request.id)
 
@@ -217,7 +219,12 @@ class Transformer(ArrayModel):
         self.predictor_model = predictor_model or config.read(config.ServerSettings).predictor_model or name
 
     def to_tensors(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
-        """The request's arrays to the predictor's inputs."""
+        """The request's arrays to the predictor's inputs.
+
+        What was made on a GPU may stay there (experimental): any array of PyTorch, CuPy, CV-CUDA, or another library
+        with DLPack or the CUDA array interface, row-major, made on the default stream or finished on its own. A Triton
+        in the same pod (gRPC at localhost) gets it by CUDA shared memory, all others by way of the host.
+        """
         return tensors
 
     def from_tensors(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
@@ -262,10 +269,13 @@ class Transformer(ArrayModel):
         """What the predictor is asked."""
         (await self.spec()).check_inputs(request.tensors)
         with stage("to_tensors", self._observers["pre"]):
-            tensors = await self._through(self.to_tensors, Transformer.to_tensors, request, request.tensors)
+            host, gpu = request.tensors, dict[str, Any]()
+            if _is_written(self.to_tensors, Transformer.to_tensors):
+                host, gpu = await self._run(self.to_tensors, request, request.tensors, _to_predictor)
         # Which outputs were asked for is said of the transformer's, so the predictor gives all of its own.
         return Request(
-            tensors,
+            host,
+            gpu_tensors=gpu,
             model=self.predictor_model,
             version=request.version,
             id=request.id,
@@ -279,18 +289,25 @@ class Transformer(ArrayModel):
     async def _told(self, answer: Answer, request: Request) -> Answer:
         """What the caller gets of it."""
         with stage("from_tensors", self._observers["post"]):
-            outputs = await self._through(self.from_tensors, Transformer.from_tensors, request, answer.tensors)
+            outputs = answer.tensors
+            if _is_written(self.from_tensors, Transformer.from_tensors):
+                outputs = await self._run(self.from_tensors, request, outputs, check_outputs)
         return Answer(outputs, model=self.name, version=answer.version, id=request.id)
-
-    async def _through(self, hook: Handler, ours: Any, request: Request, tensors: Tensors) -> Tensors:
-        """One that nobody wrote gives back what it is given: no thread need find that out."""
-        if getattr(hook, "__func__", hook) is ours:
-            return tensors
-        return await self._run(hook, request, tensors)
 
     async def close(self) -> None:
         if self._backend is not None:
             await self._backend.close()
+
+
+def _is_written(hook: Handler, ours: Any) -> bool:
+    """One that nobody wrote gives back what it is given: no thread need find that out."""
+    return getattr(hook, "__func__", hook) is not ours
+
+
+def _to_predictor(outputs: object, where: str) -> tuple[Tensors, dict[str, Any]]:
+    """What a handler returned, by where it lies; ModelError as check_outputs."""
+    host, gpu = gpu_tensors.apart(outputs) if isinstance(outputs, Mapping) else (outputs, {})
+    return check_outputs(host, where), gpu
 
 
 def only_as_stream(name: str) -> NotSupported:
