@@ -71,7 +71,8 @@ class BackendSettings:
     breaker_cooldown_s: float = 1.0
     """How long they do, before one is let through to see."""
     shared_memory_bytes: int = 256 * 2**20
-    """The most shared memory for tensors to a Triton in the same pod (localhost, gRPC); 0: none."""
+    """The most shared memory for tensors to a Triton in the same pod (localhost, gRPC), and what is taken of each GPU
+    that some of them lie on; 0: none."""
     forward_headers: tuple[str, ...] = ()
     """Header names that travel on to the backend, besides W3C trace context, B3, x-request-id and authorization."""
 

@@ -65,6 +65,8 @@ class SharedMemoryBackend:
     So does everything where the server has not the extension or cannot open our regions (another user, a container
     without a common /dev/shm), which is said once in the log. An answer's tensors are read-only views, as from gRPC.
     A region is used again only after the server's answer, and when nobody has a tensor of it any more.
+
+    Requests with tensors on a GPU go by CudaMemory, with as many bytes of each GPU, where they can.
     """
 
     def __init__(self, wire: GrpcBackend, *, max_bytes: int = 256 * 2**20) -> None:
