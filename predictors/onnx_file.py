@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def read_onnx(path: Path) -> OnnxFile:
     constants = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in constants]
     specs = [[_spec(onnx, path, item) for item in items] for items in (inputs, model.graph.output)]
-    external = [ExternalDataInfo(item) for item in model.graph.initializer if uses_external_data(item)]
+    tensors = (*_tensors(model.graph), *_of_nodes(node for item in model.functions for node in item.node))
+    external = [ExternalDataInfo(item) for item in tensors if uses_external_data(item)]
     for info in external:
         _check_weights(path, str(info.location), (info.offset or 0) + (info.length or 0))
     return OnnxFile(
@@ -72,6 +74,20 @@ def read_onnx(path: Path) -> OnnxFile:
         {item.name: _sizes(item) for item in (*inputs, *model.graph.output)},
         tuple(sorted({str(info.location) for info in external})),
     )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """A Constant holds its tensor, and an If its two graphs."""
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _tensors(graph)
 
 
 def _check_weights(path: Path, location: str, size: int) -> None:

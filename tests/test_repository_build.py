@@ -170,6 +170,36 @@ def test_weights_beside_the_file_come_along(tmp_path, rows):
     assert (built.folder / "1/w.bin").read_bytes() == (tmp_path / "w.bin").read_bytes()
 
 
+def constant(value):
+    return helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(np.full(3, value, np.float32)))
+
+
+def test_weights_that_nodes_and_their_graphs_hold_come_along(tmp_path):
+    def branch(name, value):
+        nodes = [constant(value), helper.make_node("Add", ["x", "w"], [name])]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3])])
+
+    nodes = [
+        helper.make_node("If", ["which"], ["added"], then_branch=branch("one", 1), else_branch=branch("two", 2)),
+        constant(4),
+        helper.make_node("Mul", ["added", "w"], ["y"]),
+    ]
+    inputs, outputs = [("x", TensorProto.FLOAT, ["n", 3])], [("y", TensorProto.FLOAT, ["n", 3])]
+    which = numpy_helper.from_array(np.array(True), "which")
+    model = onnx.load(write_onnx(tmp_path / "m.onnx", nodes, inputs, outputs, [which]))
+    branches = [attribute.g.node[0].attribute[0].t for attribute in model.graph.node[0].attribute]
+    for number, tensor in enumerate([*branches, model.graph.node[1].attribute[0].t]):
+        onnx.external_data_helper.set_external_data(tensor, f"{number}.bin")
+        (tmp_path / f"{number}.bin").write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    built = build(Build(tmp_path / "m.onnx", "m", target="local"), tmp_path / "models")
+    assert [(built.folder / f"1/{number}.bin").stat().st_size for number in range(3)] == [12] * 3
+    assert check(tmp_path / "models") == []
+    (built.folder / "1/1.bin").unlink()
+    assert "has weights in '1.bin', which is not there" in check(tmp_path / "models")[0].what
+
+
 def test_weights_elsewhere_are_not_fetched(tmp_path, rows):
     model = onnx.load(rows)
     onnx.save(model, tmp_path / "large.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
