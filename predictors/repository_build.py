@@ -12,6 +12,16 @@ from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import OnnxFile, read_onnx
 from kservekit.predictors.repository import ONNX_IN_TRITON, declared, write
+from kservekit.predictors.repository_limits import (
+    MOST_INT32,
+    MOST_INT64,
+    MOST_UINT32,
+    MOST_UINT64,
+    check_name,
+    check_number,
+    check_tensors,
+    is_number,
+)
 from kservekit.tensors import ModelSpec, TensorSpec
 
 MAX_BATCH = 8
@@ -40,7 +50,7 @@ class Build:
     keep: str = "latest:1"
     warm_up: bool = True
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """For warm-up, the sizes that the file leaves open, by their names."""
+    """For warm-up, the sizes that the file leaves open, by their names, or by input and axis, as in x[2]."""
     response_cache: bool = False
     tensorrt: Literal["", "fp32", "fp16"] = ""
     inputs: Sequence[TensorSpec] = ()
@@ -57,7 +67,7 @@ class Prepared:
     files: Mapping[str, Path]
     spec: ModelSpec
     sizes: Mapping[str, tuple[str, ...]]
-    """By input, the names of its sizes; empty where it has none."""
+    """By input, the names of its sizes: the file's, else such as x[2]."""
     notes: tuple[str, ...]
 
 
@@ -91,13 +101,18 @@ def prepare(wanted: Build) -> Prepared:
     if onnx is not None and (wanted.inputs or wanted.outputs):
         raise CannotStart("an ONNX file says itself what it takes and gives: leave --input and --output out")
     spec = onnx.spec if onnx is not None else ModelSpec(tuple(wanted.inputs), tuple(wanted.outputs))
-    for item in (*spec.inputs, *spec.outputs):
-        if not item.shape:
-            raise CannotStart(f"{item.name!r} is a scalar, which Triton does not serve: give it a size of 1")
-    sizes = {item.name: onnx.sizes[item.name] if onnx else ("",) * len(item.shape) for item in spec.inputs}
-    max_batch = _max_batch(wanted, onnx, spec)
-    files = {f"model{kind}": wanted.model}
     in_python = kind == ".py" or (onnx is not None and wanted.target == "local")
+    check_name(wanted.name, in_python)
+    check_number("--version", wanted.version, 1, MOST_INT64)
+    check_number("--max-batch", wanted.max_batch or 0, 0, MOST_INT32)
+    check_number("--batch-delay-us", wanted.batch_delay_us, 0, MOST_UINT64)
+    check_number("--instances", wanted.instances, 1, MOST_INT32)
+    for what, items in (("input", spec.inputs), ("output", spec.outputs)):
+        check_tensors(what, items, of_onnx_runtime=onnx is not None and in_python)
+    sizes = {item.name: _size_names(item, onnx) for item in spec.inputs}
+    max_batch = _max_batch(wanted, onnx, spec)
+    _check_sizes(wanted, spec, sizes, max_batch)
+    files = {f"model{kind}": wanted.model}
     if onnx is not None:
         files |= {weights: wanted.model.parent / weights for weights in onnx.weights}
         if in_python:
@@ -112,9 +127,31 @@ def prepare(wanted: Build) -> Prepared:
     if wanted.tensorrt:
         _set_tensorrt(config, wanted.tensorrt)
     notes = _set_warm_up(config, wanted, spec, sizes, max_batch) if wanted.warm_up else []
-    if kind == ".py" and not spec.inputs:
-        notes.append("no inputs or outputs are declared: model.py must have auto_complete_config")
+    undeclared = [f"{what}s" for what, items in (("input", spec.inputs), ("output", spec.outputs)) if not items]
+    if kind == ".py" and undeclared:
+        notes.append(f"no {' or '.join(undeclared)} are declared: model.py must have auto_complete_config")
     return Prepared(config, files, spec, sizes, tuple(notes))
+
+
+def _size_names(item: TensorSpec, onnx: OnnxFile | None) -> tuple[str, ...]:
+    """As --size calls them: by the file's own name where it has one, else by input and axis, as in x[2]."""
+    names = onnx.sizes[item.name] if onnx is not None else ("",) * len(item.shape)
+    return tuple(name or f"{item.name}[{axis}]" for axis, name in enumerate(names))
+
+
+def _check_sizes(wanted: Build, spec: ModelSpec, names: Mapping[str, tuple[str, ...]], max_batch: int) -> None:
+    """One that nothing would use is a slip of the pen."""
+    left_open = [
+        name
+        for item in spec.inputs
+        for name, size in list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
+        if size == -1
+    ]
+    for name in wanted.sizes:
+        if name not in left_open:
+            beside = " beside the batch" if max_batch else ""
+            there = f"open are {', '.join(map(repr, left_open))}" if left_open else "none is open, so leave it out"
+            raise CannotStart(f"--size has {name!r}, and no input leaves a size of that name open{beside}: {there}")
 
 
 def _max_batch(wanted: Build, onnx: OnnxFile | None, spec: ModelSpec) -> int:
@@ -152,10 +189,15 @@ def _set_versions(config: Any, wanted: Build) -> None:
     kind, _, count = wanted.keep.partition(":")
     if wanted.keep == "all":
         config.version_policy.all.SetInParent()
-    elif kind == "latest" and count.isdigit() and int(count):
+    elif kind == "latest" and is_number(count, MOST_UINT32):
         config.version_policy.latest.num_versions = int(count)
-    elif all(part.isdigit() for part in wanted.keep.split(",")):
-        config.version_policy.specific.versions.extend(map(int, wanted.keep.split(",")))
+    elif all(is_number(part, MOST_INT64) for part in wanted.keep.split(",")):
+        versions = list(map(int, wanted.keep.split(",")))
+        if wanted.version not in versions:
+            raise CannotStart(
+                f"--keep is {wanted.keep!r}, and does not serve version {wanted.version}: add it, or say all"
+            )
+        config.version_policy.specific.versions.extend(versions)
     else:
         raise CannotStart(f"--keep is {wanted.keep!r}: expected latest:2, all, or versions such as 1,3")
 
@@ -176,12 +218,14 @@ def _set_warm_up(
     config: Any, wanted: Build, spec: ModelSpec, names: Mapping[str, tuple[str, ...]], max_batch: int
 ) -> list[str]:
     """One row and a full batch, of zeros: the first caller should not pay for what the engine puts off."""
+    if not spec.inputs:
+        return ["no warm-up: no inputs are declared"]
     shapes = {}
     for item in spec.inputs:
         sizes = list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
         dims = [wanted.sizes.get(name, size) for name, size in sizes]
         if -1 in dims:
-            name = sizes[dims.index(-1)][0] or "one"
+            name = sizes[dims.index(-1)][0]
             return [f"no warm-up: size {name!r} of input {item.name!r} is open; give --size {name}=224, say"]
         if math.prod(dims) * max(1, max_batch) > MOST_WARM_UP_ELEMENTS:
             return [f"no warm-up: input {item.name!r} of {dims} would take over {MOST_WARM_UP_ELEMENTS} elements"]
@@ -192,4 +236,4 @@ def _set_warm_up(
             given = sample.inputs[declared_input.name]
             given.data_type, given.zero_data = declared_input.data_type, True
             given.dims.extend(shapes[declared_input.name] or [1])
-    return [] if config.input else ["no warm-up: no inputs are declared"]
+    return []

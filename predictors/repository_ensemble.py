@@ -16,6 +16,7 @@ from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_normalize import PICTURE, PIXELS, Layout, Normalization, write_normalize
 from kservekit.predictors.repository import write
 from kservekit.predictors.repository_build import Build, Built, prepare
+from kservekit.predictors.repository_limits import check_name
 from kservekit.tensors import ModelSpec, TensorSpec
 
 _PLACE = "An ensemble has no file of its own, and an object store keeps no empty folder.\n"
@@ -28,6 +29,7 @@ def build_normalizing(wanted: Build, how: Normalization, repository: Path) -> Bu
             f"--keep is {wanted.keep!r}, and a model with --normalize has one version, because its steps are run in "
             "their latest: leave --keep out"
         )
+    check_name(wanted.name, in_python=False)
     model = prepare(dataclasses.replace(wanted, name=f"{wanted.name}-model"))
     picture, layout = _picture(model.spec)
     _check_numbers(how, picture.shape[layout.index("C")])

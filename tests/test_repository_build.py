@@ -9,7 +9,7 @@ import pytest
 from calls import kservekit
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
-from onnx_files import write_onnx
+from onnx_files import write_doubles, write_onnx
 
 from kservekit.codec.message import Request
 from kservekit.errors import CannotStart, InvalidInput
@@ -229,6 +229,85 @@ def test_what_contradicts_itself_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(CannotStart, match=sentence):
         build(Build(picture, "picture", **given), tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+X = TensorSpec("x", "FP32", (-1, 2))
+
+REFUSED = {
+    "a name that leads out": ({"name": "../up"}, "--name is '../up': expected a folder's name"),
+    "a name that leads below": ({"name": "a/b"}, "--name is 'a/b'"),
+    "the repository's own name": ({"name": "."}, "--name is '.'"),
+    "a name that a shell takes apart": ({"name": "a b"}, "--name is 'a b', and .* through a shell unquoted"),
+    "a version that ends Triton": (
+        {"version": 2**63},
+        f"--version is {2**63}: expected a number from 1 to {2**63 - 1}",
+    ),
+    "more rows than the field holds": ({"max_batch": 2**31}, f"--max-batch is {2**31}"),
+    "more instances than the field holds": ({"instances": 2**31}, f"--instances is {2**31}"),
+    "a longer wait than the field holds": ({"batch_delay_us": 2**64}, f"--batch-delay-us is {2**64}"),
+    "more versions than the field holds": ({"keep": f"latest:{2**32}"}, f"--keep is 'latest:{2**32}'"),
+    "a version to keep that cannot be": ({"keep": f"1,{2**63}"}, f"--keep is '1,{2**63}'"),
+    "a digit that is no number": ({"keep": "latest:²"}, "--keep is 'latest:²'"),
+    "a version that is not kept": ({"keep": "5"}, "--keep is '5', and does not serve version 1: add it, or say all"),
+    "an input twice": ({"inputs": [X, X]}, "input 'x' is there twice"),
+    "an output twice": ({"outputs": [X, X]}, "output 'x' is there twice"),
+    "a size below -1": ({"inputs": [TensorSpec("x", "FP32", (-5, 3))]}, r"input 'x' has shape \[-5, 3\]: Triton takes"),
+    "no size": ({"outputs": [TensorSpec("y", "FP32", (0, 3))]}, r"output 'y' has shape \[0, 3\]"),
+    "a size too large": ({"inputs": [TensorSpec("x", "FP32", (-1, 2**63))]}, r"input 'x' has shape \[-1, 9223372036"),
+    "a size of no name": ({"inputs": [X], "sizes": {"n": 4}}, "--size has 'n', .* none is open, so leave it out"),
+    "another size": (
+        {"inputs": [TensorSpec("x", "FP32", (-1, -1))], "sizes": {"x[0]": 4}},
+        r"--size has 'x\[0\]', and no input leaves a size of that name open beside the batch: open are 'x\[1\]'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_what_triton_does_not_take_is_refused_before_anything_is_written(tmp_path, given, sentence):
+    (tmp_path / "m.py").write_text(DOUBLES)
+    tensors = {"inputs": [X], "outputs": [TensorSpec("y", "FP32", (-1, 2))]}
+    with pytest.raises(CannotStart, match=sentence):
+        build(Build(tmp_path / "m.py", **{"name": "m", **tensors, **given}), tmp_path / "models")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.py"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "sentence"),
+    [
+        (TensorProto.FLOAT, ("n", 0), r"input 'x' has shape \[-1, 0\]: Triton takes sizes from 1"),
+        (TensorProto.FLOAT, (0, 3), r"input 'x' has shape \[0, 3\]"),
+        (TensorProto.BFLOAT16, ("n", 3), "input 'x' is BF16, which ONNX Runtime does not give as an array: export the"),
+    ],
+)
+def test_an_onnx_file_that_the_local_triton_cannot_serve_is_refused(tmp_path, datatype, shape, sentence):
+    write_doubles(tmp_path / "m.onnx", datatype, shape)
+    with pytest.raises(CannotStart, match=sentence):
+        build(Build(tmp_path / "m.onnx", "m", target="local"), tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    ("given", "notes"),
+    [
+        ({}, ("no warm-up: no inputs are declared", "no inputs or outputs are declared: model.py must have auto_")),
+        ({"outputs": [X]}, ("no warm-up: no inputs are declared", "no inputs are declared: model.py must have auto_")),
+        ({"inputs": [X]}, ("no outputs are declared: model.py must have auto_complete_config",)),
+    ],
+)
+def test_what_is_not_declared_is_said_and_gets_no_warm_up(tmp_path, given, notes):
+    (tmp_path / "m.py").write_text(DOUBLES)
+    built = build(Build(tmp_path / "m.py", "m", max_batch=4, **given), tmp_path / "models")
+    assert len(built.notes) == len(notes)
+    assert all(said.startswith(note) for said, note in zip(built.notes, notes, strict=True))
+    assert [list(sample.inputs) for sample in built.config.model_warmup] == [["x"]] * 2 * ("inputs" in given)
+
+
+def test_a_size_without_a_name_is_called_by_its_place(tmp_path):
+    (tmp_path / "m.plan").write_bytes(b"an engine")
+    tensors = {"inputs": [TensorSpec("x", "FP32", (-1, 3, -1))], "outputs": [X]}
+    built = build(Build(tmp_path / "m.plan", "m", **tensors), tmp_path / "models")
+    assert built.notes == ("no warm-up: size 'x[2]' of input 'x' is open; give --size x[2]=224, say",)
+    built = build(Build(tmp_path / "m.plan", "m", **tensors, sizes={"x[2]": 4}), tmp_path / "models")
+    assert [list(sample.inputs["x"].dims) for sample in built.config.model_warmup] == [[3, 4]] * 2
 
 
 def test_a_scalar_is_refused_as_triton_would(tmp_path):

@@ -52,6 +52,8 @@ MODELS = {
 }
 """The model's shape, its datatype, and how the pixels lie."""
 
+SIZES = {"h": 5, "w": 4}
+
 
 def normalization(shape, layout):
     grey = 1 in shape[1:]
@@ -68,7 +70,9 @@ def built(files, repository, target):
     """All of MODELS in one repository; by name, what was built."""
     return {
         name: build_normalizing(
-            Build(files[name], name, target=target, sizes={"h": 5, "w": 4}), normalization(shape, layout), repository
+            Build(files[name], name, target=target, sizes={size: at for size, at in SIZES.items() if size in shape}),
+            normalization(shape, layout),
+            repository,
         )
         for name, (shape, _, layout) in MODELS.items()
     }
