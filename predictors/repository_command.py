@@ -10,9 +10,10 @@ from pathlib import Path
 from kservekit.errors import CannotStart
 from kservekit.predictors.onnx_normalize import Normalization
 from kservekit.predictors.repository import datatype_name
-from kservekit.predictors.repository_build import Build, build
+from kservekit.predictors.repository_build import Build, Built, build
 from kservekit.predictors.repository_check import check
 from kservekit.predictors.repository_ensemble import build_normalizing
+from kservekit.predictors.repository_limits import MOST_INT64, is_number
 from kservekit.tensors import TensorSpec
 
 EXAMPLES = """\
@@ -53,13 +54,10 @@ def _build(options: argparse.Namespace, put: Put) -> int:
         inputs=tuple(map(_tensor, options.input)),
         outputs=tuple(map(_tensor, options.output)),
     )
-    if options.normalize:
-        mean, std = map(_numbers, options.normalize)
-        built = build_normalizing(wanted, Normalization(mean, std, options.pixels), options.into)
-    elif options.pixels:
-        raise CannotStart("--pixels says how the pixels lie that --normalize takes: give that, too, or leave it out")
-    else:
-        built = build(wanted, options.into)
+    try:
+        built = _built(wanted, options)
+    except OSError as error:
+        raise CannotStart(f"the model cannot be built: {error}") from None
     config = built.config
     steps = " and ".join(repr(step.model_name) for step in config.ensemble_scheduling.step)
     what = f"an ensemble of {steps}" if steps else f"for the {config.backend} backend"
@@ -76,8 +74,20 @@ def _build(options: argparse.Namespace, put: Put) -> int:
     return 0
 
 
+def _built(wanted: Build, options: argparse.Namespace) -> Built:
+    if options.normalize:
+        mean, std = map(_numbers, options.normalize)
+        return build_normalizing(wanted, Normalization(mean, std, options.pixels), options.into)
+    if options.pixels:
+        raise CannotStart("--pixels says how the pixels lie that --normalize takes: give that, too, or leave it out")
+    return build(wanted, options.into)
+
+
 def _check(repository: Path, put: Put) -> int:
-    findings = check(repository)
+    try:
+        findings = check(repository)
+    except OSError as error:
+        raise CannotStart(f"{repository} cannot be read: {error}") from None
     for finding in findings:
         put(f"{'error' if finding.is_error else 'note '} {finding.where}: {finding.what}")
     errors = sum(finding.is_error for finding in findings)
@@ -87,7 +97,7 @@ def _check(repository: Path, put: Put) -> int:
 
 def _size(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
-    if not name or not size.isdigit() or not int(size):
+    if not name or not is_number(size, MOST_INT64):
         raise CannotStart(f"--size is {text!r}: expected a name and a number, such as height=224")
     return name, int(size)
 
@@ -149,8 +159,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--tensorrt", choices=("fp32", "fp16"), default="", help="ONNX by TensorRT, in that precision")
     for kind in ("input", "output"):
         one.add_argument(f"--{kind}", action="append", default=[], metavar="NAME:DATATYPE:SIZES", help="of plan or .py")
-    two = verbs.add_parser("check", help="what is wrong with a repository, without a Triton")
-    two.add_argument("repository", type=Path)
+    what = "what is wrong with a repository, without a Triton"
+    two = verbs.add_parser(
+        "check",
+        help=what,
+        description=f"Says {what}. An error is what Triton would refuse or answer wrongly, and makes the exit code 1; "
+        "a note is worth a look.",
+    )
+    two.add_argument("repository", type=Path, help="the folder with a folder for each model")
     return parser
 
 

@@ -112,7 +112,7 @@ def sizes(text: str, batch: tuple[int, int, int]) -> Sizes:
 def _size(text: str) -> tuple[str, tuple[int, int, int]]:
     name, _, numbers = text.rpartition("=")
     parts = numbers.split(":")
-    found = list(map(int, parts)) if all(part.isdigit() for part in parts) else []
+    found = list(map(int, parts)) if all(part.isdecimal() and len(part) < 11 for part in parts) else []
     if len(found) == 1:
         found *= 3
     if not name or len(found) != 3 or not 1 <= found[0] <= found[1] <= found[2]:

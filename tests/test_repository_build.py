@@ -15,6 +15,7 @@ from kservekit.codec.message import Request
 from kservekit.errors import CannotStart, InvalidInput
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import model_config
+from kservekit.predictors import repository_command
 from kservekit.predictors.onnx_file import read_onnx
 from kservekit.predictors.repository_build import Build, build
 from kservekit.predictors.repository_check import check
@@ -352,6 +353,25 @@ def test_what_cannot_be_is_one_line_and_exit_code_1(tmp_path, arguments, sentenc
     done = kservekit("repository", *arguments, cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "build rows.onnx --into rows.onnx",
+            r"the model cannot be built: \[Errno 20\] Not a directory: 'rows.onnx/rows/1'",
+        ),
+        ("build rows.onnx --into /proc/models", r"the model cannot be built: \[Errno 2\] .*'/proc/models'"),
+        ("build rows.onnx --into m --size n=²", "--size is 'n=²': expected a name and a number"),
+        (f"build rows.onnx --into m --size n={10**20}", "--size is 'n=1000"),
+        (f"build rows.onnx --into m --max-batch {10**20}", "--max-batch is 1000"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(tmp_path, rows, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CannotStart, match=sentence):
+        repository_command.run(words.split(), print)
 
 
 @pytest.mark.parametrize(("number", "expected"), [("0", "a whole number above 0"), ("-1", "a whole number")])

@@ -238,6 +238,11 @@ def test_an_engine_can_be_built_ahead_of_time(library, tmp_path):
     [
         (["gone.onnx"], "gone.onnx: no such file"),
         (["m.onnx", "--into", "no/m.plan"], "there is no folder 'no'"),
+        (["m.onnx", "--into", "."], "--into is '.', which is a folder: expected a file, such as model.engine"),
+        (
+            ["m.onnx", "--into", "/proc/m.engine"],
+            "the engine cannot be built: [Errno 2] No such file or directory: '/proc",
+        ),
         (["junk.onnx"], "Failed to parse the ONNX model"),
     ],
 )

@@ -59,7 +59,10 @@ def test_a_size_that_the_model_does_not_have_is_refused():
         profile([OpenInput("x", (-1, 2), ("n", None))], sizes("hieght=2", BATCH))
 
 
-@pytest.mark.parametrize("text", ["height", "height=", "=3", "height=0", "height=3:2:1", "height=1:2", "height=2:x"])
+@pytest.mark.parametrize(
+    "text",
+    ["height", "height=", "=3", "height=0", "height=3:2:1", "height=1:2", "height=2:x", "height=²", f"height={10**20}"],
+)
 def test_sizes_that_say_nothing_clear_are_refused(text):
     with pytest.raises(CannotStart, match="expected a name and one size, such as height=224, or smallest, best"):
         sizes(text, BATCH)
