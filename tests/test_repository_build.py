@@ -443,6 +443,42 @@ FAULTS = {
         "version_policy { specific { versions: 7 } } max_batch_size",
         "version_policy asks for 7: there is 1",
     ),
+    "no versions at all": (
+        "max_batch_size",
+        "version_policy { latest { } } max_batch_size",
+        "version_policy has latest without num_versions, and serves nothing",
+    ),
+    "rows below zero": ("max_batch_size: 8", "max_batch_size: -1", "max_batch_size is -1: expected 0, or the rows"),
+    "a platform of another backend": (
+        "backend:",
+        'platform: "tensorrt_plan" backend:',
+        "platform is 'tensorrt_plan', and backend 'onnxruntime': leave platform out",
+    ),
+    "a platform that there is not": (
+        'backend: "onnxruntime"',
+        'platform: "nosuch"',
+        "platform 'nosuch' is none of Triton's",
+    ),
+    "a reshape to more": (
+        "dims: 3 }\noutput",
+        "dims: 4 reshape { shape: 3 } }\noutput",
+        "input 'x' has dims [4], and a reshape to [3]: not the same elements",
+    ),
+    "a tensor twice": (
+        "dynamic_batching",
+        'input { name: "x" data_type: TYPE_FP32 dims: 3 } dynamic_batching',
+        "input 'x' is there twice",
+    ),
+    "a warm-up of another input": (
+        "dynamic_batching",
+        'model_warmup { name: "a" batch_size: 1 inputs { key: "z" value { } } } dynamic_batching',
+        "model_warmup 'a' has no input 'x': it has 'z'",
+    ),
+    "a warm-up of too many rows": (
+        "dynamic_batching",
+        'model_warmup { name: "a" batch_size: 9 inputs { key: "x" value { } } } dynamic_batching',
+        "model_warmup 'a' has batch_size 9, and max_batch_size is 8",
+    ),
 }
 
 
@@ -473,3 +509,59 @@ def test_faults_of_the_folders_are_found(repository):
     assert check(repository)[0].what.startswith("no version")
     (repository / "m/one").rename(repository / "m/01")
     assert any("versions begin with 1 to 9" in finding.what for finding in check(repository))
+
+
+def errors(repository):
+    return [(finding.where, finding.what) for finding in check(repository) if finding.is_error]
+
+
+def test_a_version_that_no_number_holds_is_found_and_a_folder_that_is_none_is_left_out(repository):
+    (repository / "m/²").mkdir()
+    assert errors(repository) == []
+    (repository / f"m/{2**63}").mkdir()
+    assert errors(repository) == [("m", f"Triton ends over the folder '{2**63}': versions go up to {2**63 - 1}")]
+
+
+def test_a_config_that_is_no_text_is_said_to_be_none(repository):
+    (repository / "m/config.pbtxt").write_bytes(b"\xff\xfe")
+    ((where, what),) = errors(repository)
+    assert (where, what.startswith("this is no text: 'utf-8' codec can't decode")) == ("m/config.pbtxt", True)
+
+
+def test_a_version_that_is_not_served_may_lack_its_file(repository):
+    (repository / "m/1").rename(repository / "m/2")
+    (repository / "m/1").mkdir()
+    assert errors(repository) == []
+    (repository / "m/config.pbtxt").write_text(GOOD + "version_policy { specific { versions: [2, 3] } }")
+    (found,) = check(repository)
+    assert (found.what, found.is_error) == ("version_policy asks for 3: there is 1, 2", False)
+    (repository / "m/config.pbtxt").write_text(GOOD + "version_policy { all { } }")
+    assert errors(repository) == [("m/1", "no model.onnx, which the onnxruntime backend looks for")]
+
+
+def test_a_backend_that_is_not_tritons_own_is_worth_a_look(repository):
+    (repository / "m/config.pbtxt").write_text(GOOD.replace("onnxruntime", "onnxrutnime"))
+    notes = [finding.what for finding in check(repository) if not finding.is_error]
+    assert len(notes) == 1
+    assert notes[0].startswith("backend 'onnxrutnime' is none of Triton's own: it has 'dali'")
+
+
+def test_a_model_py_of_ones_own_may_take_something_else_than_the_onnx_file_beside_it(repository):
+    (repository / "m/1/model.py").write_text(DOUBLES)
+    other = GOOD.replace("onnxruntime", "python").replace('"x"', '"image"').replace("FP32", "STRING")
+    (repository / "m/config.pbtxt").write_text(other)
+    assert check(repository) == []
+    (repository / "m/1/model.py").write_text("def broken(:")
+    assert errors(repository) == [("m/1", "model.py is no Python: invalid syntax (model.py, line 1)")]
+
+
+def test_our_own_model_py_needs_the_onnx_file_that_it_runs(tmp_path, rows):
+    built = build(Build(rows, "m", target="local"), tmp_path / "models")
+    assert check(tmp_path / "models") == []
+    write_doubles(built.folder / "1/model.onnx", TensorProto.BFLOAT16, ("n", 3))
+    assert ("m/config.pbtxt", "input 'x' is BF16, which ONNX Runtime does not give as an array") in errors(
+        tmp_path / "models"
+    )
+    (built.folder / "1/model.onnx").unlink()
+    (built.folder / "1/model.onnx").symlink_to("nowhere")
+    assert errors(tmp_path / "models") == [("m/1", "no model.onnx, which model.py looks for")]
