@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ examples:
   kservekit triton log log_verbose_level=1
 """
 
+MOST_SECONDS = 86_400
+
+PORT = 8001
+"""Where Triton's gRPC listens if nobody says otherwise; 80, as a URL's would, nobody has Triton at."""
+
 Put = Callable[[str], None]
 
 
@@ -37,7 +44,7 @@ async def _run(options: argparse.Namespace, show: Callable[[Any], None]) -> None
     scheme, _, host = options.url.rpartition("://")
     if scheme not in ("", "grpc", "grpcs"):
         raise CannotStart(f"--url is {options.url!r}: expected Triton's gRPC port, such as localhost:8001")
-    control = TritonControl(host, use_ssl=scheme == "grpcs", timeout_s=options.timeout)
+    control = TritonControl(_with_port(host), use_ssl=scheme == "grpcs", timeout_s=options.timeout)
     verbs: dict[str, Callable[[], Awaitable[Any]]] = {
         "index": lambda: control.index(ready=options.ready),
         "load": lambda: control.load(options.model, config_json=_config(options.config)),
@@ -52,6 +59,10 @@ async def _run(options: argparse.Namespace, show: Callable[[Any], None]) -> None
         await control.close()
     if found is not None:
         show(found)
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r":[^\]]*$", host) else f"{host}:{PORT}"
 
 
 def _put_json(found: Any, put: Put) -> None:
@@ -119,7 +130,14 @@ def _listed(value: str) -> Setting | None:
 def _typed(value: str) -> str | int | bool:
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
-    return int(value) if value.isdigit() else value
+    return int(value) if value.isdecimal() and len(value) < 20 else value
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= MOST_SECONDS:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, above 0 and up to {MOST_SECONDS}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,8 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     everywhere = argparse.ArgumentParser(add_help=False)
-    everywhere.add_argument("--url", default="localhost:8001", help="Triton's gRPC port (default: %(default)s)")
-    everywhere.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of a call (default: 60)")
+    everywhere.add_argument(
+        "--url", default=f"localhost:{PORT}", help=f"Triton's gRPC port (default: %(default)s; without a port: {PORT})"
+    )
+    everywhere.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="of a call (default: 60)")
     everywhere.add_argument("--json", action="store_true", help="for a program")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

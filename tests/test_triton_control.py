@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +14,7 @@ from kservekit.codec.message import Request
 from kservekit.local.triton import HOST
 from kservekit.oip import connect
 from kservekit.oip.triton_control import TritonControl
+from kservekit.predictors import triton_command
 from kservekit.predictors.repository import write_model
 
 PATIENT_IN_TRITON = """
@@ -48,6 +50,8 @@ def gate(folder):
 def triton(local_triton, folder):
     write_doubles(folder / "repository", folder)
     write_doubles(folder / "repository", folder, name="spare")
+    (folder / "repository/broken/1").mkdir(parents=True)
+    (folder / "repository/broken/config.pbtxt").write_text("no config")
     (folder / "gate").mkdir()
     (folder / "patient.py").write_text(PATIENT_IN_TRITON.format(gate=str(folder / "gate")))
     write_model(folder / "repository", "patient", DOUBLES, {"model.py": folder / "patient.py"}, max_batch_size=8)
@@ -86,7 +90,7 @@ def command(triton, *words):
 
 
 def test_a_model_is_loaded_answers_and_is_unloaded(triton):
-    assert states(triton) == {"doubles": "READY", "patient": "", "spare": ""}
+    assert states(triton) == {"broken": "", "doubles": "READY", "patient": "", "spare": ""}
     do(triton, lambda control: control.load("spare"))
     assert states(triton)["spare"] == "READY"
     assert infer(triton, [1, 2, 3], model="spare").tensors["y"].tolist() == [[2, 4, 6]]
@@ -140,12 +144,56 @@ def test_a_configuration_can_stand_in_for_the_models_own(triton):
 
 
 def test_what_triton_refuses_is_said_in_its_own_words(triton):
-    with pytest.raises(errors.ModelError, match="failed to load 'nix', failed to poll from model repository"):
-        do(triton, lambda control: control.load("nix"))
+    with pytest.raises(
+        errors.ModelError, match=r"failed to load 'broken', .*: Triton cannot read its .*log has the reason"
+    ):
+        do(triton, lambda control: control.load("broken"))
     with pytest.raises(errors.ServingError, match="nix"):
         do(triton, lambda control: control.statistics("nix"))
     with pytest.raises(errors.ServingError, match="Unable to parse 'trace_rate', got: x"):
         do(triton, lambda control: control.trace_settings("", {"trace_rate": "x"}))
+
+
+@pytest.mark.parametrize("name", ["nix", ""])
+@pytest.mark.parametrize("call", [TritonControl.load, TritonControl.unload])
+def test_a_model_that_there_is_not_is_neither_loaded_nor_unloaded(triton, call, name):
+    with pytest.raises(errors.ModelNotFound, match=f"Triton's repository has no model '{name}': it has 'broken', 'dou"):
+        do(triton, lambda control: call(control, name))
+
+
+def test_a_model_whose_folder_has_gone_is_still_unloaded(triton, folder):
+    write_doubles(folder / "repository", folder, name="passing")
+    do(triton, lambda control: control.load("passing"))
+    shutil.rmtree(folder / "repository/passing")
+    do(triton, lambda control: control.unload("passing"))
+    assert eventually(lambda: "passing" not in [item.name for item in do(triton, TritonControl.statistics)])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda control: control.trace_settings("doubles", {"bogus": 1, "trace_rate": 3}),
+            "no trace setting 'bogus': it has 'log_fre",
+        ),
+        (
+            lambda control: control.log_settings({"log_info": False, "bogus": 1}),
+            "no log setting 'bogus': it has 'log_error', ",
+        ),
+        (
+            lambda control: control.log_settings({"log_verbose_level": 2**32}),
+            "'log_verbose_level' is 4294967296: expected a",
+        ),
+    ],
+)
+def test_a_setting_that_there_is_not_is_refused_before_any_is_changed(triton, change, said):
+    async def settings(control):
+        return await control.trace_settings("doubles"), await control.log_settings()
+
+    before = do(triton, settings)
+    with pytest.raises(errors.InvalidInput, match=said):
+        do(triton, change)
+    assert do(triton, settings) == before
 
 
 def test_statistics_count_requests_and_rows(triton):
@@ -202,7 +250,9 @@ def test_the_command_shows_tables(triton):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("load", "nix"), "failed to load 'nix'"),
+        (("load", "nix"), "Triton's repository has no model 'nix': it has 'broken', 'doubles', 'patient', 'spare'"),
+        (("unload", ""), "Triton's repository has no model ''"),
+        (("log", "log_verbose_level=99999999999"), "log setting 'log_verbose_level' is 99999999999: expected a number"),
         (("load", "spare", "--config", "/nowhere/config.json"), "--config /nowhere/config.json cannot be read as JSON"),
         (("log", "verbose"), "'verbose' is no setting: expected name=value, such as log_verbose_level=1"),
         (("trace", "doubles", "=7"), "'=7' is no setting"),
@@ -221,3 +271,26 @@ def test_the_command_says_where_nobody_answers():
     assert (done.returncode, f"Triton at {HOST}:1 cannot be reached" in done.stderr) == (1, True)
     done = kservekit("triton", "index", "--url", f"http://{HOST}:1")
     assert (done.returncode, "expected Triton's gRPC port" in done.stderr) == (1, True)
+
+
+def test_without_a_port_it_is_tritons(monkeypatch):
+    hosts = []
+    monkeypatch.setattr(triton_command, "TritonControl", lambda host, **_: hosts.append(host) or NoTriton())
+    for url in ("localhost", "grpc://localhost", "[::1]", "localhost:1", "[::1]:1"):
+        triton_command.run(["load", "m", "--url", url], print)
+    assert hosts == ["localhost:8001", "localhost:8001", "[::1]:8001", "localhost:1", "[::1]:1"]
+
+
+class NoTriton:
+    async def load(self, model, config_json):
+        pass
+
+    async def close(self):
+        pass
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", "soon"])
+def test_a_time_that_is_none_is_refused(capsys, seconds):
+    with pytest.raises(SystemExit, match="2"):
+        triton_command.run(["index", f"--timeout={seconds}"], print)
+    assert f"argument --timeout: '{seconds}': expected seconds, above 0" in capsys.readouterr().err

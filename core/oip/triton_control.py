@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +73,27 @@ class TritonControl:
 
     async def load(self, model: str, *, config_json: str = "") -> None:
         """Loads it, or loads anew what changed on disk; requests meanwhile find the old one. `config_json` stands in
-        for its config.pbtxt. It needs `--model-control-mode=explicit`."""
+        for its config.pbtxt. It needs `--model-control-mode=explicit`. ModelNotFound for a name that nothing has."""
         request = messages.RepositoryModelLoadRequest(model_name=model)
         if config_json:
             request.parameters["config"].string_param = config_json
-        await self._ask("RepositoryModelLoad", request)
+        try:
+            await self._ask("RepositoryModelLoad", request)
+        except errors.ModelError as error:
+            if "failed to poll" not in error.message:
+                raise
+            await self._check_is_there(model)
+            raise errors.ModelError(
+                f"{error.message}: Triton cannot read its folder or its config.pbtxt; Triton's log has the reason, and "
+                "`kservekit repository check` may find it"
+            ) from error
 
     async def unload(self, model: str, *, with_dependents: bool = False) -> None:
         """Returns once what was in flight is answered and no version of the model is left; DeadlineExceeded where that
-        takes longer than a call may. `with_dependents`: an ensemble's models, too."""
+        takes longer than a call may, ModelNotFound for a name that nothing has. `with_dependents`: an ensemble's
+        models, too."""
         deadline = time.monotonic() + self._wire.timeout_s
+        await self._check_is_there(model)
         request = messages.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = with_dependents
         await self._ask("RepositoryModelUnload", request)
@@ -102,7 +113,12 @@ class TritonControl:
     async def trace_settings(
         self, model: str = "", changes: Mapping[str, Setting | None] | None = None
     ) -> dict[str, Setting]:
-        """Those of one model or the server's, after the changes; None takes a setting back to the server's own."""
+        """Those of one model or the server's, after the changes; None takes a setting back to the server's own.
+
+        InvalidInput for a name that Triton does not have, which it would pass over in silence.
+        """
+        if changes:
+            _check_names("trace", changes, await self.trace_settings(model))
         request = messages.TraceSettingRequest(model_name=model)
         for name, value in (changes or {}).items():
             values = value if isinstance(value, list) else [] if value is None else [_text(value)]
@@ -114,9 +130,13 @@ class TritonControl:
         return found
 
     async def log_settings(self, changes: Mapping[str, str | int | bool] | None = None) -> dict[str, Setting]:
-        """Those of the server, after the changes."""
+        """Those of the server, after the changes; InvalidInput for a name that Triton does not have."""
+        if changes:
+            _check_names("log", changes, await self.log_settings())
         request = messages.LogSettingsRequest()
         for name, value in (changes or {}).items():
+            if isinstance(value, int) and not 0 <= value < 2**32:
+                raise errors.InvalidInput(f"log setting {name!r} is {value}: expected a number from 0 to {2**32 - 1}")
             kind = {bool: "bool_param", int: "uint32_param"}.get(type(value), "string_param")
             setattr(request.settings[name], kind, value)
         reply = await self._ask("LogSettings", request)
@@ -127,6 +147,12 @@ class TritonControl:
     async def close(self) -> None:
         await self._wire.close()
 
+    async def _check_is_there(self, model: str) -> None:
+        # One that is loaded, and whose folder has gone since, is in the statistics alone.
+        names = {item.name for item in (*await self.index(), *await self.statistics())}
+        if model not in names:
+            raise errors.ModelNotFound(f"Triton's repository has no model {model!r}: it has {_listed(names)}")
+
     async def _ask(self, method: str, request: Any) -> Any:
         call: Callable[..., Awaitable[Any]] = getattr(self._wire.stub(), method)
         try:
@@ -136,6 +162,16 @@ class TritonControl:
             if error.code == "UNAVAILABLE" and not details.startswith("["):
                 details = f"Triton at {self._wire.host} cannot be reached: {details}"
             raise errors.from_grpc(error.code, details) from error
+
+
+def _check_names(kind: str, changes: Iterable[str], known: Collection[str]) -> None:
+    for name in changes:
+        if name not in known:
+            raise errors.InvalidInput(f"Triton has no {kind} setting {name!r}: it has {_listed(known)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
 
 
 def _is_there(item: ModelState) -> bool:
