@@ -17,6 +17,7 @@ from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_control import TritonControl
 from kservekit.oip.triton_messages import messages, model_config
 from kservekit.predictors.repository import declared, write
+from kservekit.predictors.repository_build import Build, build
 from kservekit.predictors.triton import TritonPredictor
 from kservekit.tensors import ModelSpec, TensorSpec
 
@@ -117,13 +118,19 @@ def triton(local_triton, tmp_path_factory):
     model(summed, SUM_IN_TRITON)
 
     write_doubles(repository, folder)
-    return local_triton(repository)
+    script = folder / "order.py"
+    cached = Build(script, "cached", inputs=NUMBER.inputs, outputs=NUMBER.outputs, response_cache=True, warm_up=False)
+    build(cached, repository)
+    return local_triton(repository, arguments=["--cache-config=local,size=1048576"])
 
 
 @pytest.fixture(scope="module")
 def all_of_them(triton):
     """Several of Triton's models behind one predictor, one of them under another name."""
-    settings = {"KSERVEKIT_TRITON_URL": triton.grpc_url, "KSERVEKIT_TRITON_MODELS": "seen,order,Twice=doubles,sum"}
+    settings = {
+        "KSERVEKIT_TRITON_URL": triton.grpc_url,
+        "KSERVEKIT_TRITON_MODELS": "seen,order,Twice=doubles,sum,cached",
+    }
     with LocalServer("kservekit.predictors.triton:models", model_name="Twice", settings=settings) as server:
         yield server
 
@@ -136,7 +143,7 @@ def seen(answer):
 def test_several_models_each_answer_under_their_own_name(all_of_them, wire):
     assert ask(all_of_them, wire, {"x": floats([1, 2, 3])}, model="Twice").tensors["y"].tolist() == [[2, 4, 6]]
     assert ask(all_of_them, wire, {"x": floats([7])}, model="seen").tensors["y"].tolist() == [[7]]
-    with pytest.raises(errors.ModelNotFound, match="this server has 'seen', 'order', 'Twice', 'sum'"):
+    with pytest.raises(errors.ModelNotFound, match="this server has 'seen', 'order', 'Twice', 'sum', 'cached'"):
         ask(all_of_them, wire, {"x": floats([1, 2, 3])}, model="doubles")
 
 
@@ -282,3 +289,21 @@ def test_inputs_of_different_batches_are_refused_before_triton_sees_them(triton)
             await predictor.close()
 
     asyncio.run(main())
+
+
+def test_tritons_own_response_cache_answers_what_was_asked_before(triton, all_of_them):
+    answers = [
+        float(ask(all_of_them, "v2 gRPC", {"x": floats([value])}, model="cached").tensors["y"][0, 0])
+        for value in (0, 0.001, 0)
+    ]
+    assert answers == [1, 2, 1]  # the number of the run: the third one was none
+
+    async def main():
+        control = TritonControl(triton.grpc_url)
+        try:
+            (found,) = await control.statistics("cached")
+            return found.cache_hits, found.cache_misses, found.executions
+        finally:
+            await control.close()
+
+    assert asyncio.run(main()) == (1, 2, 2)
