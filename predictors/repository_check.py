@@ -106,8 +106,8 @@ def _model(folder: Path, config: Any) -> Iterator[Finding]:
         yield Finding(where, asked, is_error=not served)
     for version in served:
         yield from _of_files(folder / str(version), config, backend)
-    if served and (path := _onnx(folder / str(served[-1]), config, backend)) and path.is_file():
-        yield from _against_onnx(where, config, path, backend)
+    if served and (onnx := _onnx(folder / str(served[-1]), config, backend)) and onnx.is_file():
+        yield from _against_onnx(where, config, onnx, backend)
 
 
 def _backend(config: Any, version: Path) -> str:

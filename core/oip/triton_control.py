@@ -149,7 +149,7 @@ class TritonControl:
 
     async def _check_is_there(self, model: str) -> None:
         # One that is loaded, and whose folder has gone since, is in the statistics alone.
-        names = {item.name for item in (*await self.index(), *await self.statistics())}
+        names = {item.name for item in await self.index()} | {item.name for item in await self.statistics()}
         if model not in names:
             raise errors.ModelNotFound(f"Triton's repository has no model {model!r}: it has {_listed(names)}")
 
