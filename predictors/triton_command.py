@@ -62,7 +62,7 @@ async def _run(options: argparse.Namespace, show: Callable[[Any], None]) -> None
 
 
 def _with_port(host: str) -> str:
-    return host if re.search(r":[^\]]*$", host) else f"{host}:{PORT}"
+    return host if re.search(r":[^\]]*$", host) else f"{host.removesuffix('/')}:{PORT}"
 
 
 def _put_json(found: Any, put: Put) -> None:
