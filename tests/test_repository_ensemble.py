@@ -284,6 +284,7 @@ def test_what_the_ensemble_does_not_take_is_the_callers_fault_and_the_next_is_se
             {"keep": "all"},
             "--keep is 'all', and a model with --normalize has one",
         ),
+        (["n", 3, 4, 4], TensorProto.FLOAT, {}, {"name": ".."}, r"--name is '\.\.': expected a folder's name"),
     ],
 )
 def test_what_cannot_be_normalized_is_refused_before_anything_is_written(
@@ -293,7 +294,7 @@ def test_what_cannot_be_normalized_is_refused_before_anything_is_written(
     write_onnx(tmp_path / "m.onnx", [node], [("image", datatype, shape)], [("same", datatype, shape)])
     with pytest.raises(CannotStart, match=sentence):
         build_normalizing(
-            Build(tmp_path / "m.onnx", "m", **given),
+            Build(tmp_path / "m.onnx", **{"name": "m"} | given),
             Normalization(**{"mean": MEAN, "std": STD} | how),
             tmp_path / "models",
         )
