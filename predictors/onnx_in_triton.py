@@ -21,6 +21,7 @@ _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
+        self.name = config["name"]
         folder = os.path.join(args["model_repository"], args["model_version"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("KSERVEKIT_ONNX_THREADS", "0"))
@@ -45,8 +46,16 @@ class TritonPythonModel:
             outputs = self._run({name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs})
         except Exception:
             return [self._answer(feed) for feed in feeds]  # one's fault is not the others'
-        ends = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])[:-1]
-        parts = [np.split(output, ends) for output in outputs]
+        ends = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])
+        if any(output.shape[:1] != (ends[-1],) for output in outputs):
+            shapes = [f"{name} {list(output.shape)}" for name, output in zip(self.outputs, outputs, strict=True)]
+            triton.Logger.log_warn(
+                f"{self.name}: {', '.join(shapes)} for {ends[-1]} rows: this model does not answer row by row, and "
+                "its callers share no runs from now on; build it with --max-batch 0"
+            )
+            self.batched = False
+            return [self._answer(feed) for feed in feeds]
+        parts = [np.split(output, ends[:-1]) for output in outputs]
         return [self._response(arrays) for arrays in zip(*parts, strict=True)]
 
     def _answer(self, feed):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import OnnxFile, read_onnx
+from kservekit.predictors.onnx_rows import CannotTell, on_the_cpu, shared_run_fault
 from kservekit.predictors.repository import ONNX_IN_TRITON, declared, write
 from kservekit.predictors.repository_limits import (
     MOST_INT32,
@@ -44,7 +45,8 @@ class Build:
     """NVIDIA's container, or the Triton of the PyPI wheel, which has the Python backend and no other."""
     version: int = 1
     max_batch: int | None = None
-    """Rows of the largest batch that Triton makes; 0: none; None: 8 where the file leaves the first size open."""
+    """Rows of the largest batch that Triton makes; 0: none; None: 8 where the file leaves the first size open, and,
+    of an ONNX file, nothing speaks against callers who share a run."""
     batch_delay_us: int = 0
     instances: int = 1
     keep: str = "latest:1"
@@ -110,7 +112,7 @@ def prepare(wanted: Build) -> Prepared:
     for what, items in (("input", spec.inputs), ("output", spec.outputs)):
         check_tensors(what, items, of_onnx_runtime=onnx is not None and in_python)
     sizes = {item.name: _size_names(item, onnx) for item in spec.inputs}
-    max_batch = _max_batch(wanted, onnx, spec)
+    max_batch, notes = _max_batch(wanted, onnx, spec)
     _check_sizes(wanted, spec, sizes, max_batch)
     files = {f"model{kind}": wanted.model}
     if onnx is not None:
@@ -126,7 +128,8 @@ def prepare(wanted: Build) -> Prepared:
         config.response_cache.enable = True
     if wanted.tensorrt:
         _set_tensorrt(config, wanted.tensorrt)
-    notes = _set_warm_up(config, wanted, spec, sizes, max_batch) if wanted.warm_up else []
+    if wanted.warm_up:
+        notes += _set_warm_up(config, wanted, spec, sizes, max_batch)
     undeclared = [f"{what}s" for what, items in (("input", spec.inputs), ("output", spec.outputs)) if not items]
     if kind == ".py" and undeclared:
         notes.append(f"no {' or '.join(undeclared)} are declared: model.py must have auto_complete_config")
@@ -154,18 +157,32 @@ def _check_sizes(wanted: Build, spec: ModelSpec, names: Mapping[str, tuple[str, 
             raise CannotStart(f"--size has {name!r}, and no input leaves a size of that name open{beside}: {there}")
 
 
-def _max_batch(wanted: Build, onnx: OnnxFile | None, spec: ModelSpec) -> int:
+def _max_batch(wanted: Build, onnx: OnnxFile | None, spec: ModelSpec) -> tuple[int, list[str]]:
+    """Rows of the largest batch, and why there are none where that is not plain."""
     tensors = (*spec.inputs, *spec.outputs)
     fixed = [item for item in tensors if not item.has_rows]
     if wanted.max_batch is None:
-        return MAX_BATCH if tensors and not fixed else 0
+        if not tensors or fixed:
+            return 0, []
+        note = _no_batches(onnx, wanted.sizes) if onnx is not None else ""
+        return (0, [note]) if note else (MAX_BATCH, [])
     if wanted.max_batch and fixed:
         what = "the file" if onnx is not None else "--input and --output"
         raise CannotStart(
             f"--max-batch is {wanted.max_batch}, and {fixed[0].name!r} has shape {list(fixed[0].shape)}: batches need "
             f"a first size that {what} leaves open (-1) in every input and output; use --max-batch 0"
         )
-    return wanted.max_batch
+    return wanted.max_batch, []
+
+
+def _no_batches(onnx: OnnxFile, sizes: Mapping[str, int]) -> str:
+    try:
+        fault = shared_run_fault(onnx.spec, onnx.sizes, on_the_cpu(onnx.path), sizes)
+        way_out = f"--max-batch {MAX_BATCH} where each row of an answer is a caller's own all the same"
+    except CannotTell as error:
+        fault = f"nothing says that each row of an answer is one row's of the inputs, and {error}"
+        way_out = f"--max-batch {MAX_BATCH} where that is so, or --size where other sizes can be run"
+    return fault and f"callers do not share runs: {fault}; give {way_out}"
 
 
 def _set_batching(config: Any, wanted: Build, max_batch: int) -> None:

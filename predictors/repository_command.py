@@ -140,12 +140,20 @@ def _parser() -> argparse.ArgumentParser:
         help="NVIDIA's container (default), or the local Triton, which runs ONNX files in its Python backend",
     )
     one.add_argument("--version", type=_positive, default=1, metavar="N")
-    one.add_argument("--max-batch", type=_count, metavar="ROWS", help="0: no batches (default: 8 where the file can)")
+    one.add_argument(
+        "--max-batch",
+        type=_count,
+        metavar="ROWS",
+        help="0: no batches (default: 8 where the first sizes are open and, of an ONNX file, their names say, or a few "
+        "rows tried with ONNX Runtime show, that each row is answered by itself; what is given is taken as it is)",
+    )
     one.add_argument("--batch-delay-us", type=_count, default=0, metavar="US", help="how long a batch waits for more")
     one.add_argument("--instances", type=_positive, default=1, metavar="N", help="copies that run at once")
     one.add_argument("--keep", default="latest:1", metavar="POLICY", help="latest:N (default 1), all, or 1,3")
     one.add_argument("--no-warm-up", dest="warm_up", action="store_false", help="ready at once, and slow at first")
-    one.add_argument("--size", action="append", default=[], metavar="NAME=N", help="an open size, for the warm-up")
+    one.add_argument(
+        "--size", action="append", default=[], metavar="NAME=N", help="an open size, for warm-up; or x[2]=N"
+    )
     one.add_argument(
         "--normalize",
         nargs=2,

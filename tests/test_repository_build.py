@@ -103,6 +103,14 @@ def test_what_triton_cannot_run_is_one_callers_fault_and_the_next_is_served(loca
     table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "table")
     write_onnx(tmp_path / "picky.onnx", nodes, inputs, outputs, [table])
     build(Build(tmp_path / "picky.onnx", "picky", target="local", batch_delay_us=50_000), tmp_path / "models")
+    nodes = [
+        helper.make_node("NonZero", ["scores"], ["at"]),
+        helper.make_node("Transpose", ["at"], ["boxes"], perm=[1, 0]),
+    ]
+    scores, boxes = ("scores", TensorProto.FLOAT, ["n", 3]), ("boxes", TensorProto.INT64, ["found", 2])
+    detector = write_onnx(tmp_path / "detector.onnx", nodes, [scores], [boxes])
+    told = Build(detector, "detector", target="local", batch_delay_us=60_000_000, max_batch=4, warm_up=False)
+    build(told, tmp_path / "models")
     server = local_triton(tmp_path / "models")
 
     def given(at, text=b"Zo\xc3\xab"):
@@ -120,6 +128,13 @@ def test_what_triton_cannot_run_is_one_callers_fault_and_the_next_is_served(loca
     assert [one for one in found if isinstance(one, list)] == [[[1]], [[2]], [[3]]]
     assert "idx=9 must be within the inclusive range [-4,3]" in found[1]
     assert "bytes that are not UTF-8" in found[3]
+    with ThreadPoolExecutor(4) as callers:  # of a model that answers no rows, and was told to have batches
+        scores = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]], np.float32)
+        answers = list(
+            callers.map(lambda row: answer(server, "detector", {"scores": row[None]}).tensors["boxes"], scores)
+        )
+    assert [boxes.tolist() for boxes in answers] == [[[0, box] for box in np.flatnonzero(row)] for row in scores]
+    assert "detector: boxes [9, 2] for 4 rows: this model does not answer row by row" in server.log.read_text()
     with pytest.raises(InvalidInput, match="batch-size must be <= 8"):
         answer(server, "picky", {name: np.repeat(array, 9, axis=0) for name, array in given(1).items()})
     assert answer(server, "picky", given(1)).tensors["same"].tolist() == [[b"Zo\xc3\xab"]]
@@ -214,6 +229,15 @@ def test_an_open_size_that_nobody_names_leaves_the_warm_up_out_and_says_so(tmp_p
     built = build(Build(picture, "picture", sizes={"height": 4}), tmp_path / "models")
     assert not built.config.model_warmup
     assert built.notes == ("no warm-up: size 'width' of input 'x' is open; give --size width=224, say",)
+
+
+def test_the_advice_for_a_size_without_a_name_can_be_followed(tmp_path):
+    x, y = ("x", TensorProto.FLOAT, [None, None]), ("y", TensorProto.FLOAT, [None, None])
+    file = write_onnx(tmp_path / "m.onnx", [helper.make_node("Neg", ["x"], ["y"])], [x], [y])
+    (note,) = build(Build(file, "m"), tmp_path / "models").notes
+    assert note == "no warm-up: size 'x[1]' of input 'x' is open; give --size x[1]=224, say"
+    done = kservekit("repository", "build", str(file), "--into", str(tmp_path / "models"), "--size", "x[1]=224")
+    assert "warm-up: rows-1, rows-8\n" in done.stdout
 
 
 @pytest.mark.parametrize(
