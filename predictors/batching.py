@@ -7,8 +7,9 @@ datatypes and shapes but for the first dimension, which counts the rows. The eng
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass
@@ -16,8 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.errors import InvalidInput, ModelError, TooManyRequests, Unavailable
-from kservekit.serving import Tensors
+from kservekit.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    ModelError,
+    PayloadTooLarge,
+    TooManyRequests,
+    Unavailable,
+)
+from kservekit.serving import Tensors, current_request
 
 TIMER_S = 0.001
 """How late uvloop's timers may be: they are set so much earlier, so that nobody waits longer than was said."""
@@ -46,10 +54,13 @@ class _Share:
     rows: int
     cost: int
     came: float
+    deadline: float
     answer: asyncio.Future[Tensors]
 
 
 _Kind = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+_Line = OrderedDict[_Share, None]
+"""Whoever gives up leaves it, from its middle, too."""
 
 
 class MicroBatcher:
@@ -58,10 +69,11 @@ class MicroBatcher:
     `run` is the engine. A batch holds at most `max_cost` by `cost` (rows where none is given; points or pixels, say)
     and waits at most `max_delay_s` for more callers; it does not wait while it is full, and what comes while all
     `concurrency` runs are busy waits for one of them. A request that costs more is split by rows. More than
-    `max_waiting` shares in line: TooManyRequests. All of it on one event loop.
+    `max_waiting` shares in line: TooManyRequests; of one request alone: PayloadTooLarge. All of it on one event loop.
 
-    Where a run fails, its callers are run again in halves until the one is alone whose fault it is; Unavailable is
-    nobody's, and goes to all of them. A caller who gives up is left out of batches that have not begun.
+    A request's deadline ends its wait for others in time for a run as long as the last one, and with half of the
+    caller's time left at least. Where a run fails, its callers are run again in halves until the one is alone whose
+    fault it is; Unavailable is nobody's, and goes to all of them. A caller who gives up leaves his place in line.
     """
 
     def __init__(
@@ -82,9 +94,11 @@ class MicroBatcher:
         self.run, self.cost = run, cost
         self.max_cost, self.max_delay_s, self.max_waiting = max_cost, max_delay_s, max_waiting
         self._clock = clock
-        self._lines: dict[_Kind, deque[_Share]] = {}
+        self._lines: dict[_Kind, _Line] = {}
         self._waiting = 0
         self._idle = concurrency
+        self._took = 0.0
+        """Seconds of the last run."""
         self._runs: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -94,19 +108,28 @@ class MicroBatcher:
         if not count:
             return await self.run(tensors)  # nothing to share, and the engine knows its outputs' shapes
         pieces = self._split(tensors, count)
+        if len(pieces) > self.max_waiting:
+            raise PayloadTooLarge(
+                f"{count} rows are {len(pieces)} shares of batches: this model takes at most {self.max_waiting} of one "
+                "request; send it in parts"
+            )
         if self._waiting + len(pieces) > self.max_waiting:
             raise TooManyRequests(f"{self._waiting} shares of batches wait for this model's engine", retry_after=1)
-        loop, came = asyncio.get_running_loop(), self._clock()
-        shares = [_Share(piece, rows(piece), self.cost(piece), came, loop.create_future()) for piece in pieces]
+        loop, came, deadline = asyncio.get_running_loop(), self._clock(), _deadline()
+        shares = [
+            _Share(piece, rows(piece), self.cost(piece), came, deadline, loop.create_future()) for piece in pieces
+        ]
         kind = tuple((name, array.dtype, array.shape[1:]) for name, array in tensors.items())
-        self._lines.setdefault(kind, deque()).extend(shares)
+        self._lines.setdefault(kind, OrderedDict()).update(dict.fromkeys(shares))
         self._waiting += len(shares)
         self._start()
         try:
             answers = [await share.answer for share in shares]
         finally:
             for share in shares:
-                share.answer.cancel()
+                self._leave(kind, share)
+                if not share.answer.cancel() and not share.answer.cancelled():
+                    share.answer.exception()  # or asyncio logs what nobody asked for
         if len(answers) == 1:
             return answers[0]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
@@ -149,27 +172,43 @@ class MicroBatcher:
                 self._runs.add(task)
                 task.add_done_callback(self._ended)
 
-    def _due(self, line: deque[_Share]) -> float:
+    def _due(self, line: _Line) -> float:
         """When a line's first batch is to begin: it waits for more callers while it is not full."""
-        total = 0
+        total, first = 0, next(iter(line))
+        due = first.came + self.max_delay_s
         for share in line:
             total += share.cost
             if total >= self.max_cost:
-                return line[0].came
-        return line[0].came + self.max_delay_s
+                return first.came
+            if share.deadline < math.inf:
+                due = min(due, share.deadline - max(self._took, (share.deadline - share.came) / 2))
+        return due
 
     def _take(self, kind: _Kind) -> list[_Share]:
-        line, total = self._lines[kind], 0
+        line, total, now = self._lines[kind], 0, self._clock()
         batch: list[_Share] = []
-        while line and (not batch or total + line[0].cost <= self.max_cost):
-            share = line.popleft()
-            self._waiting -= 1
-            if not share.answer.done():  # else its caller gave up
-                batch.append(share)
-                total += share.cost
+        while line:
+            share = next(iter(line))
+            if batch and total + share.cost > self.max_cost:
+                break
+            self._leave(kind, share)
+            if share.answer.done():  # its caller gave up, and does not know it yet
+                continue
+            if share.deadline <= now:
+                share.answer.set_exception(DeadlineExceeded("the request's deadline passed before its batch began"))
+                continue
+            batch.append(share)
+            total += share.cost
+        return batch
+
+    def _leave(self, kind: _Kind, share: _Share) -> None:
+        line = self._lines.get(kind)
+        if line is None or share not in line:
+            return
+        del line[share]
+        self._waiting -= 1
         if not line:
             del self._lines[kind]
-        return batch
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._runs.discard(task)
@@ -180,8 +219,10 @@ class MicroBatcher:
         shares = [share for share in shares if not share.answer.done()]
         if not shares:
             return
+        began = self._clock()
         try:
             outputs = await self.run(_joined(shares))
+            self._took = self._clock() - began
             answers = _parted(outputs, shares)
         except Exception as error:
             if len(shares) == 1 or isinstance(error, Unavailable):
@@ -200,6 +241,13 @@ class MicroBatcher:
             for share, answer in zip(shares, answers, strict=True):
                 if not share.answer.done():
                     share.answer.set_result(answer)
+
+
+def _deadline() -> float:
+    try:
+        return current_request().deadline
+    except LookupError:  # outside of a server
+        return math.inf
 
 
 def _joined(shares: list[_Share]) -> Tensors:

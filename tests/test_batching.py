@@ -1,14 +1,17 @@
 """MicroBatcher: every caller gets exactly the rows that are his own, whoever else comes, leaves or fails."""
 
 import asyncio
+from math import inf
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kservekit.errors import InvalidInput, ModelError, TooManyRequests, Unavailable
+from kservekit.codec.message import Request
+from kservekit.errors import DeadlineExceeded, InvalidInput, ModelError, PayloadTooLarge, TooManyRequests, Unavailable
 from kservekit.predictors.batching import MicroBatcher, rows
+from kservekit.serving import Predictor
 
 
 def numbers(*values, width=1):
@@ -172,6 +175,109 @@ def test_too_many_in_line_are_refused_and_the_others_answered():
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(answer) for answer in found] == [dict, dict, dict, TooManyRequests]
         assert (await shared.infer(numbers(7)))["y"].tolist() == [[14]]
+
+    asyncio.run(main())
+
+
+def test_those_who_give_up_leave_their_places_while_the_engine_is_busy():
+    async def main():
+        gate = asyncio.Event()
+        engine = Engine(gate.wait)
+        shared = batcher(engine, max_cost=2, max_waiting=4, max_delay_s=60)
+        running = asyncio.create_task(shared.infer(numbers(0, 0)))
+        await engine.begun.wait()
+        leaving = [asyncio.create_task(shared.infer(numbers(at))) for at in (1, 2, 3)]
+        staying = asyncio.create_task(shared.infer(numbers(4)))
+        await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.wait(leaving)
+        coming = [asyncio.create_task(shared.infer(numbers(at))) for at in (5, 6, 7)]
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(running, staying, *coming)
+        assert [answer["y"].ravel().tolist() for answer in found[1:]] == [[8], [10], [12], [14]]
+        assert engine.batches == [2, 2, 2]  # nor do they fill a batch that they are not in
+
+    asyncio.run(main())
+
+
+def test_a_request_that_has_more_shares_than_may_wait_is_too_large_at_any_time():
+    with pytest.raises(PayloadTooLarge, match="9 rows are 5 shares of batches: this model takes at most 4"):
+        asyncio.run(batcher(Engine(), max_cost=2, max_waiting=4).infer(numbers(*range(9))))
+
+
+class Clock:
+    """Time goes on only while an engine runs, `run_s` a run."""
+
+    def __init__(self, run_s=0.0):
+        self.now, self.run_s = 0.0, run_s
+
+    def __call__(self):
+        return self.now
+
+    async def run(self):
+        self.now += self.run_s
+
+
+class Asked(Predictor):
+    """As a server asks it: within a request that has a deadline."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    async def infer(self, tensors):
+        return await self.shared.infer(tensors)
+
+    async def within(self, deadline, *values):
+        return (await self.answer(Request(numbers(*values), deadline=deadline))).tensors
+
+
+@pytest.mark.parametrize(
+    ("last_run_s", "deadlines", "due"),
+    [
+        (0.0, [inf], 60),
+        (0.0, [1000.0], 60),
+        (0.0, [20.0], 10),
+        (15.0, [20.0], 5),
+        (15.0, [16.0], 1),
+        (0.0, [inf, 8.0, 20.0], 4),
+    ],
+)
+def test_a_batch_begins_in_time_for_its_most_urgent_caller(last_run_s, deadlines, due):
+    async def main():
+        clock = Clock(last_run_s)
+        shared = batcher(Engine(clock.run), max_delay_s=60, clock=clock)
+        if last_run_s:
+            await shared.infer(numbers(*range(8)))
+            clock.now = 0.0
+        asked = [asyncio.create_task(Asked(shared).within(deadline, 1)) for deadline in deadlines]
+        await asyncio.sleep(0)
+        assert shared._timer.when() - asyncio.get_running_loop().time() == pytest.approx(due, abs=0.5)
+        clock.now = due
+        shared._start()
+        await asyncio.gather(*asked)
+
+    asyncio.run(main())
+
+
+def test_who_is_late_is_left_out_of_a_batch_and_told_so():
+    async def main():
+        clock, gate = Clock(), asyncio.Event()
+        engine = Engine(gate.wait)
+        shared = batcher(engine, max_cost=2, clock=clock)
+        asked = Asked(shared)
+        running = asyncio.create_task(asked.within(inf, 0, 0))
+        await engine.begun.wait()
+        waiting = [asyncio.create_task(asked.within(deadline, 1)) for deadline in (5.0, 20.0)]
+        split = asyncio.create_task(asked.within(5.0, 2, 3, 4))
+        await asyncio.sleep(0)
+        clock.now = 10.0
+        gate.set()
+        found = await asyncio.gather(running, *waiting, split, return_exceptions=True)
+        assert [type(answer) for answer in found] == [dict, DeadlineExceeded, dict, DeadlineExceeded]
+        assert engine.batches == [2, 1]
 
     asyncio.run(main())
 
