@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ from kservekit.errors import CannotStart, InvalidInput
 from kservekit.predictors.batching import MicroBatcher
 from kservekit.predictors.onnx_file import DATATYPES
 from kservekit.predictors.onnx_providers import check_in_use, chosen
-from kservekit.predictors.onnx_rows import CannotTell, on_the_cpu, shared_run_fault
+from kservekit.predictors.shared_runs import check_shared_runs, on_the_cpu
 from kservekit.serving import ModelSpec, Predictor, Tensors, TensorSpec
 from kservekit.serving.pool import handler_pool
-
-log = logging.getLogger(__name__)
 
 
 class OnnxPredictor(Predictor):
@@ -70,7 +66,8 @@ class OnnxPredictor(Predictor):
         if self.settings.batch_rows:
             _check_batches([*inputs, *outputs])
             names = {item.name: _size_names(item) for item in (*session.get_inputs(), *session.get_outputs())}
-            _check_rows(path, ModelSpec(tuple(inputs), tuple(outputs)), names)
+            spec = ModelSpec(tuple(inputs), tuple(outputs))
+            check_shared_runs("KSERVEKIT_ONNX_BATCH_ROWS", spec, names, on_the_cpu(path))
             delay_s = self.settings.batch_delay_ms / 1000
             self._batcher = MicroBatcher(self._in_thread, max_cost=self.settings.batch_rows, max_delay_s=delay_s)
         self.session, self.inputs, self.outputs = session, inputs, outputs
@@ -130,23 +127,6 @@ def _check_batches(specs: list[TensorSpec]) -> None:
 
 def _size_names(item: Any) -> list[str]:
     return [size if isinstance(size, str) else "" for size in item.shape]
-
-
-def _check_rows(path: Path, spec: ModelSpec, names: Mapping[str, Sequence[str]]) -> None:
-    try:
-        fault = shared_run_fault(spec, names, on_the_cpu(path))
-    except CannotTell as error:
-        log.warning(
-            "KSERVEKIT_ONNX_BATCH_ROWS is set, and nothing says that each row of this model's answers is one row's of "
-            "its inputs, as in a batch it has to be: the file's names of the sizes do not, and %s",
-            error,
-        )
-        return
-    if fault:
-        raise CannotStart(
-            f"KSERVEKIT_ONNX_BATCH_ROWS is set, and callers of this model would get each other's answers: {fault}; "
-            "unset it"
-        )
 
 
 def _named_dimensions(inputs: list[Any]) -> list[tuple[str, int, str]]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from kservekit.errors import CannotStart
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_file import OnnxFile, read_onnx
-from kservekit.predictors.onnx_rows import CannotTell, on_the_cpu, shared_run_fault
 from kservekit.predictors.repository import ONNX_IN_TRITON, declared, write
 from kservekit.predictors.repository_limits import (
     MOST_INT32,
@@ -23,6 +22,7 @@ from kservekit.predictors.repository_limits import (
     check_tensors,
     is_number,
 )
+from kservekit.predictors.shared_runs import CannotTell, on_the_cpu, shared_run_fault
 from kservekit.tensors import ModelSpec, TensorSpec
 
 MAX_BATCH = 8

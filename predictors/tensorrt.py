@@ -16,6 +16,7 @@ from kservekit.cuda import Cuda, CudaError
 from kservekit.errors import CannotStart, ServingError, Unavailable
 from kservekit.predictors import tensorrt_cache, tensorrt_runtime
 from kservekit.predictors.batching import MicroBatcher
+from kservekit.predictors.shared_runs import MOST_ROWS, check_shared_runs
 from kservekit.predictors.tensorrt_build import Options, build, options
 from kservekit.predictors.tensorrt_context import Context
 from kservekit.predictors.tensorrt_engine import Engine, deserialize
@@ -65,6 +66,8 @@ class TensorRTPredictor(Predictor):
         if settings.batch_rows:
             _check_batches(engine, settings.batch_rows)
         self._make_contexts(engine, cuda)
+        if settings.batch_rows:
+            self._check_rows(engine)
         self.inputs, self.outputs = engine.spec.inputs, engine.spec.outputs
         if settings.batch_rows:
             delay_s = settings.batch_delay_ms / 1000
@@ -103,6 +106,17 @@ class TensorRTPredictor(Predictor):
                 "short, set KSERVEKIT_TENSORRT_CONTEXTS or _MAX_BATCH to less"
             ) from error
         except BaseException:
+            self.stop()
+            raise
+
+    def _check_rows(self, engine: Engine) -> None:
+        spec, rows = engine.spec, min(self.settings.batch_rows, MOST_ROWS)
+        profile = max(engine.profiles, key=lambda one: min(item.max[0] for item in one.values()))
+        sizes = {f"{name}[{axis}]": size for name, item in profile.items() for axis, size in enumerate(item.opt)}
+        names = {item.name: [""] * len(item.shape) for item in (*spec.inputs, *spec.outputs)}
+        try:
+            check_shared_runs("KSERVEKIT_TENSORRT_BATCH_ROWS", spec, names, self._outputs, sizes, rows)
+        except CannotStart:
             self.stop()
             raise
 

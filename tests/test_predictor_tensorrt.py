@@ -264,6 +264,15 @@ def test_a_batch_larger_than_the_engine_takes_is_refused_before_it_serves(bench)
     assert bench.gpu.used == 0
 
 
+def test_an_engine_that_does_not_answer_row_by_row_takes_no_batches(bench):
+    means = Model(compute=lambda arrays: {"y": np.repeat(arrays["x"].mean(0, keepdims=True), len(arrays["x"]), axis=0)})
+    with pytest.raises(
+        CannotStart, match=r"BATCH_ROWS is set, and callers .* 'y' has other values for a row that is al"
+    ):
+        bench.predictor(means, batch_rows=4).load()
+    assert bench.gpu.used == 0
+
+
 def test_a_run_of_fixed_shapes_is_recorded_once_and_played(bench):
     predictor = bench.loaded(Model(**FIXED), rtx=False, cuda_graphs=True)
     for start in (0, 5):

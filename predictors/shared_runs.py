@@ -1,13 +1,14 @@
-"""Whether callers may share a run of an ONNX model: each row of its answers is then one row's of its inputs.
+"""Whether callers may share a run of a model: each row of its answers is then one row's of its inputs.
 
 An open first size need not be the batch's: a detector's is how many boxes it found, in all pictures together. The names
-that a file gives its sizes tell most of it. Where its exporter left them out, or called each tensor's otherwise, rows
-are tried, together and alone.
+that an ONNX file gives its sizes tell most of it. Where its exporter left them out, or called each tensor's otherwise,
+and of an engine, which has none, rows are tried, together and alone.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 import numpy as np
 
 from kservekit.cpus import usable_cpus
+from kservekit.errors import CannotStart
 from kservekit.tensors import DATATYPES, ModelSpec, Tensors, TensorSpec
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[Tensors], Tensors]
 
-_ROWS = 3
+MOST_ROWS = 3
+"""So many are tried at once."""
 _OPEN = 64
 """Tried for a size that the file leaves open and nobody gives: for pictures that a network halves, and for tokens."""
 _TOLERANCE = 0.05
@@ -32,8 +37,37 @@ class CannotTell(Exception):
     """The names do not say, and rows cannot be tried; why not."""
 
 
+def check_shared_runs(
+    setting: str,
+    spec: ModelSpec,
+    names: Mapping[str, Sequence[str]],
+    run: Run,
+    sizes: Mapping[str, int] | None = None,
+    rows: int = MOST_ROWS,
+) -> None:
+    """CannotStart where callers may not, though `setting` says so; where it cannot be told, a warning."""
+    try:
+        fault = shared_run_fault(spec, names, run, sizes, rows)
+    except CannotTell as error:
+        log.warning(
+            "%s is set, and nothing says that each row of this model's answers is one row's of its inputs, as it has to "
+            "be in a batch: %s",
+            setting,
+            error,
+        )
+        return
+    if fault:
+        raise CannotStart(
+            f"{setting} is set, and callers of this model would get each other's answers: {fault}; unset it"
+        )
+
+
 def shared_run_fault(
-    spec: ModelSpec, names: Mapping[str, Sequence[str]], run: Run, sizes: Mapping[str, int] | None = None
+    spec: ModelSpec,
+    names: Mapping[str, Sequence[str]],
+    run: Run,
+    sizes: Mapping[str, int] | None = None,
+    rows: int = MOST_ROWS,
 ) -> str:
     """What speaks against it, for a `spec` whose first sizes are all open; empty where nothing does. May CannotTell.
 
@@ -47,7 +81,7 @@ def shared_run_fault(
                 return f"{size!r} is the first size of {name!r}, and of {other!r} another one: it is no batch"
     if len(set(first.values())) == 1 and all(first.values()):
         return ""
-    return _tried(spec, names, run, sizes or {})
+    return _tried(spec, names, run, sizes or {}, rows)
 
 
 def on_the_cpu(path: Path) -> Run:
@@ -71,33 +105,33 @@ def on_the_cpu(path: Path) -> Run:
     return run
 
 
-def _tried(spec: ModelSpec, names: Mapping[str, Sequence[str]], run: Run, sizes: Mapping[str, int]) -> str:
+def _tried(spec: ModelSpec, names: Mapping[str, Sequence[str]], run: Run, sizes: Mapping[str, int], rows: int) -> str:
     random = np.random.default_rng(0)
-    together = {item.name: _values(item, _shape(item, names[item.name], sizes), random) for item in spec.inputs}
+    together = {item.name: _values(item, _shape(item, names[item.name], sizes, rows), random) for item in spec.inputs}
     try:
         outputs = run(together)
-        alone = [run({name: array[at : at + 1] for name, array in together.items()}) for at in range(_ROWS)]
+        alone = [run({name: array[at : at + 1] for name, array in together.items()}) for at in range(rows)]
     except Exception as error:  # the engine's, which have no common base
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in together.items())
         raise CannotTell(f"{shapes} of chance cannot be run: {type(error).__name__}: {error}") from error
     for name, array in outputs.items():
         for at, one in enumerate(alone):
-            if array.shape[:1] != (_ROWS,) or one[name].shape[:1] != (1,):
-                return f"{name!r} has shape {list(array.shape)} for {_ROWS} rows, and {list(one[name].shape)} for one"
+            if array.shape[:1] != (rows,) or one[name].shape[:1] != (1,):
+                return f"{name!r} has shape {list(array.shape)} for {rows} rows, and {list(one[name].shape)} for one"
             if not _alike(one[name][0], array[at]):
                 return f"{name!r} has other values for a row that is alone than for the same row beside others"
     return ""
 
 
-def _shape(item: TensorSpec, names: Sequence[str], sizes: Mapping[str, int]) -> tuple[int, ...]:
+def _shape(item: TensorSpec, names: Sequence[str], sizes: Mapping[str, int], rows: int) -> tuple[int, ...]:
     places = [f"{item.name}[{axis}]" for axis in range(len(item.shape))]
     shape = tuple(
         sizes.get(place, sizes.get(name, _OPEN)) if size == -1 else size
         for place, name, size in zip(places, names, item.shape, strict=True)
     )
-    if np.prod(shape[1:], dtype=float) * _ROWS > _MOST_ELEMENTS:
-        raise CannotTell(f"{_ROWS} rows of {item.name!r} {list(shape[1:])} would take over {_MOST_ELEMENTS} elements")
-    return (_ROWS, *shape[1:])
+    if np.prod(shape[1:], dtype=float) * rows > _MOST_ELEMENTS:
+        raise CannotTell(f"{rows} rows of {item.name!r} {list(shape[1:])} would take over {_MOST_ELEMENTS} elements")
+    return (rows, *shape[1:])
 
 
 def _values(item: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

@@ -11,8 +11,8 @@ from kservekit.config import OnnxSettings
 from kservekit.errors import CannotStart
 from kservekit.predictors.onnx import OnnxPredictor
 from kservekit.predictors.onnx_file import read_onnx
-from kservekit.predictors.onnx_rows import CannotTell, on_the_cpu, shared_run_fault
 from kservekit.predictors.repository_build import Build, prepare
+from kservekit.predictors.shared_runs import CannotTell, on_the_cpu, shared_run_fault
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
