@@ -14,7 +14,7 @@ from kservekit.config import OnnxSettings
 from kservekit.cpus import usable_cpus
 from kservekit.errors import CannotStart, InvalidInput
 from kservekit.predictors.batching import MicroBatcher
-from kservekit.predictors.onnx_file import DATATYPES
+from kservekit.predictors.onnx_file import DATATYPES, check_shapes
 from kservekit.predictors.onnx_providers import check_in_use, chosen
 from kservekit.predictors.shared_runs import check_shared_runs, on_the_cpu
 from kservekit.serving import ModelSpec, Predictor, Tensors, TensorSpec
@@ -63,6 +63,7 @@ class OnnxPredictor(Predictor):
         check_in_use(self.settings.providers, providers, session.get_providers())
         session.disable_fallback()  # to the CPU and for good, when a GPU fails in the middle of serving
         inputs, outputs = ([_spec(item) for item in items] for items in (session.get_inputs(), session.get_outputs()))
+        check_shapes(path, [item.name for item in inputs if not item.shape])
         if self.settings.batch_rows:
             _check_batches([*inputs, *outputs])
             names = {item.name: _size_names(item) for item in (*session.get_inputs(), *session.get_outputs())}

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from kservekit.errors import CannotStart
 from kservekit.tensors import ModelSpec, TensorSpec
 
@@ -27,6 +30,9 @@ DATATYPES = {
     "STRING": "BYTES",
 }
 """By ONNX's names of them, the protocol's."""
+
+
+_WAY_TO_SHAPES = "export the model with the shapes of its inputs, or run onnx.shape_inference on the file"
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,27 @@ def _of_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
                 yield from _tensors(graph)
 
 
+def check_shapes(path: Path, scalars: Iterable[str]) -> None:
+    """CannotStart where one of these inputs has no shape at all, which to an engine looks as a scalar's does.
+
+    Read without onnx, which engines do without. Of the file it reads the fields of onnx.proto that ModelProto.graph,
+    GraphProto.input, ValueInfoProto.name and .type, TypeProto.tensor_type and its shape have.
+    """
+    if path.suffix == ".ort" or not (asked := set(scalars)):
+        return
+    for graph in _fields(path.read_bytes(), 7):
+        for item in _fields(graph, 11):
+            name = b"".join(_fields(item, 1)).decode()
+            tensors = [tensor for kind in _fields(item, 2) for tensor in _fields(kind, 1)]
+            if name in asked and not any(_fields(tensor, 2) for tensor in tensors):
+                raise CannotStart(f"{path}: {name!r} has no shape; {_WAY_TO_SHAPES}")
+
+
+def _fields(message: bytes, number: int) -> list[bytes]:
+    found = UnknownFieldSet(Empty.FromString(message))
+    return [field.data for field in found if field.field_number == number]
+
+
 def _check_weights(path: Path, location: str, size: int) -> None:
     if Path(location).is_absolute() or ".." in Path(location).parts:
         raise CannotStart(f"{path} has weights in {location!r}: expected a file beside it, or below")
@@ -109,7 +136,7 @@ def _spec(onnx: Any, path: Path, item: Any) -> TensorSpec:
     if found not in DATATYPES:
         raise CannotStart(f"{path}: {item.name!r} is {found}, which the protocol has no datatype for")
     if not item.type.tensor_type.HasField("shape"):
-        raise CannotStart(f"{path}: {item.name!r} has no shape; run onnx.shape_inference on the file first")
+        raise CannotStart(f"{path}: {item.name!r} has no shape; {_WAY_TO_SHAPES}")
     dims = item.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
     return TensorSpec(item.name, DATATYPES[found], shape)

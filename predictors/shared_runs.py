@@ -50,8 +50,8 @@ def check_shared_runs(
         fault = shared_run_fault(spec, names, run, sizes, rows)
     except CannotTell as error:
         log.warning(
-            "%s is set, and nothing says that each row of this model's answers is one row's of its inputs, as it has to "
-            "be in a batch: %s",
+            "%s is set, and nothing says that each row of this model's answers is one row's of its inputs, as it has "
+            "to be in a batch: %s",
             setting,
             error,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from kservekit.config import TensorRTSettings
 from kservekit.errors import CannotStart
+from kservekit.predictors.onnx_file import check_shapes
 from kservekit.predictors.tensorrt_profiles import OpenInput, Sizes, profile, sizes
 from kservekit.predictors.tensorrt_runtime import Library, recorder
 
@@ -97,10 +98,11 @@ def _flags(library: Library, network: Any, precision: tuple[str, ...]) -> list[A
 
 
 def _open_inputs(network: Any, path: Path) -> list[OpenInput]:
-    """Inputs with a size that the file leaves open; CannotStart for one whose values are sizes."""
+    """Inputs with a size that the file leaves open; CannotStart for one whose values are sizes, or without a shape."""
     found = []
-    for index in range(network.num_inputs):
-        item = network.get_input(index)
+    items = [network.get_input(index) for index in range(network.num_inputs)]
+    check_shapes(path, [item.name for item in items if not tuple(item.shape)])
+    for item in items:
         shape = tuple(item.shape)
         if item.is_shape_tensor:
             raise CannotStart(

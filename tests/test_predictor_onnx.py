@@ -83,6 +83,19 @@ def test_bf16_cannot_be_loaded_and_the_way_out_is_said(tmp_path):
         OnnxPredictor(settings=OnnxSettings(str(tmp_path / "m.onnx"))).load()
 
 
+def test_an_input_without_a_shape_is_refused_and_a_scalar_taken(tmp_path):
+    node = [helper.make_node("Identity", ["x"], ["y"])]
+    for shape in ((), None):
+        write_onnx(
+            tmp_path / f"{shape}.onnx", node, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, None)]
+        )
+    scalar = OnnxPredictor(settings=OnnxSettings(str(tmp_path / "().onnx")))
+    scalar.load()
+    assert asyncio.run(scalar.answer(Request({"x": np.array(3, np.float32)}))).tensors["y"].tolist() == 3
+    with pytest.raises(CannotStart, match=r"None\.onnx: 'x' has no shape; export the model with the shapes"):
+        OnnxPredictor(settings=OnnxSettings(str(tmp_path / "None.onnx"))).load()
+
+
 @pytest.fixture(scope="module")
 def picky(tmp_path_factory):
     """sum = a + b for one N; and table[at], where a row may not be there."""

@@ -78,6 +78,13 @@ def test_an_input_whose_values_are_sizes_is_refused(library, tmp_path):
         build(library, path, OPTIONS)
 
 
+def test_an_input_without_a_shape_is_refused_and_a_scalar_is_not(library, tmp_path):
+    path = write_doubles(tmp_path / "m.onnx", shape=())
+    assert build(library, path, OPTIONS)
+    with pytest.raises(CannotStart, match=r"m\.onnx: 'x' has no shape; export the model with the shapes of its inputs"):
+        build(library, write_doubles(path, shape=None), OPTIONS)
+
+
 def test_a_model_that_the_builder_refuses_is_refused_with_its_reason(library, tmp_path):
     weights = numpy_helper.from_array(np.zeros((3, 5), np.float32), "w")
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
