@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
+import numpy as np
+
 from kservekit import config, gpu_tensors
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings, TritonSettings
@@ -20,6 +22,7 @@ from kservekit.oip.triton_config import TritonBackend, model_config
 from kservekit.resilience import time_left
 from kservekit.serving import ModelSpec, Predictor, Tensors, current_request
 from kservekit.serving.model import only_as_stream
+from kservekit.tensors import DATATYPES
 
 SPEC_AGE_S = 10.0
 """How long Triton's metadata is believed without asking again. A request is never refused on its account alone."""
@@ -63,7 +66,8 @@ class TritonPredictor(Predictor):
     Settings: KSERVEKIT_TRITON_URL, _MODEL, _VERSION, _TIMEOUT_S. Triton may come up later than this process, and may
     load other versions of the model while both run.
 
-    A request's parameters travel on: `sequence_id`, `sequence_start`, `sequence_end`, `priority`, and the model's own.
+    A request's parameters travel on: `sequence_id`, `sequence_start`, `sequence_end`, `priority`, and the model's own;
+    a requested output's, too, such as `classification`.
     Where the model's queue policy takes a request's time-out (allow_timeout_override), it is what is left of the
     deadline: Triton drops what nobody waits for.
 
@@ -116,11 +120,19 @@ class TritonPredictor(Predictor):
         if spec.outputs and (unknown := [name for name in request.outputs if spec.output(name) is None]):
             names = ", ".join(repr(item.name) for item in spec.outputs)
             raise InvalidInput(f"unknown output {', '.join(map(repr, unknown))}: this model gives {names}")
+        for name, parameters in request.outputs.items():
+            if parameters and (memory := [key for key in parameters if key.startswith("shared_memory")]):
+                raise InvalidInput(
+                    f"output {name!r} has the parameter {memory[0]!r}: this server answers in its reply, and not in "
+                    "shared memory of the caller's; leave it out"
+                )
         if most := self._max_batch_size:
             rows = {array.shape[0] for array in request.tensors.values() if array.ndim}
             if len(rows) > 1:
                 counts = ", ".join(f"{name!r} {list(array.shape)}" for name, array in request.tensors.items())
                 raise InvalidInput(f"inputs of one batch share their first dimension; these do not: {counts}")
+            if rows == {0} and ("sequence_id" in request.parameters or _no_rows(spec) is None):
+                raise InvalidInput(f"a batch of 0 rows: model {self.name!r} takes at least 1")
             if rows and max(rows) > most:
                 raise InvalidInput(f"a batch of {max(rows)} rows: model {self.name!r} takes at most {most}")
         return version
@@ -128,6 +140,8 @@ class TritonPredictor(Predictor):
     async def infer(self, tensors: Tensors) -> Tensors:
         if self._decoupled:
             raise only_as_stream(self.name)
+        if (empty := await self._without_rows(tensors)) is not None:
+            return empty
         request = current_request()
         try:
             answer = await self.backend.infer(self._asked(request, tensors))
@@ -138,6 +152,9 @@ class TritonPredictor(Predictor):
 
     async def stream(self, tensors: Tensors) -> AsyncGenerator[Tensors]:
         """Triton's ModelStreamInfer, for decoupled models and for all others."""
+        if not self._decoupled and (empty := await self._without_rows(tensors)) is not None:
+            yield empty
+            return
         request = current_request()
         try:
             async with aclosing(self.backend.stream(self._asked(request, tensors))) as answers:
@@ -156,9 +173,21 @@ class TritonPredictor(Predictor):
             model=self.triton_model,
             version=request.version or self.settings.version,
             # Binary or not is between us and our caller.
-            outputs={key: {} for key in request.outputs},
+            outputs={
+                name: {key: value for key, value in parameters.items() if key != "binary_data"}
+                for name, parameters in request.outputs.items()
+            },
             parameters=self._with_timeout(request),
         )
+
+    async def _without_rows(self, tensors: Tensors) -> Tensors | None:
+        """The answer to a batch without rows, which Triton does not take; None where there are some, or no batches."""
+        arrays = tensors.values()
+        if not self._max_batch_size or not arrays:
+            return None
+        if any(not isinstance(array, np.ndarray) or array.shape[:1] != (0,) for array in arrays):
+            return None
+        return _no_rows(await self.spec())
 
     def _learn(self, answer: Answer, request: Request) -> None:
         request.version = answer.version
@@ -202,6 +231,13 @@ class TritonPredictor(Predictor):
             self._takes_timeout = any(policy.allow_timeout_override for policy in policies)
         inputs = tuple(dataclasses.replace(item, optional=item.name in optional) for item in spec.inputs)
         return dataclasses.replace(spec, inputs=inputs)
+
+
+def _no_rows(spec: ModelSpec) -> Tensors | None:
+    """Outputs of 0 rows; None where their other sizes are open."""
+    if not spec.outputs or any(-1 in item.shape[1:] for item in spec.outputs):
+        return None
+    return {item.name: np.zeros((0, *item.shape[1:]), DATATYPES[item.datatype]) for item in spec.outputs}
 
 
 def _without_id(error: ServingError, request: Request) -> ServingError:

@@ -101,6 +101,31 @@ def test_what_does_not_fit_tritons_model_is_the_callers_fault(predictor, wire, t
     assert str(found.value) == reason
 
 
+@pytest.mark.parametrize("wire", WIRES[1:])
+def test_no_rows_are_answered_with_none_as_by_an_engine_in_process(predictor, wire):
+    answer = ask(predictor, wire, {"x": np.zeros((0, 3), np.float32)})
+    assert (answer.tensors["y"].shape, answer.tensors["y"].dtype) == ((0, 3), np.float32)
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(-1, {}), (3, {"sequence_id": 7, "sequence_start": True})])
+def test_no_rows_are_refused_where_nobody_knows_the_answer_and_where_triton_has_to_see_them(width, parameters):
+    predictor = TritonPredictor("m", settings=TritonSettings(url="127.0.0.1:1"))
+    predictor._spec = ModelSpec((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, width)),))
+    predictor._asked_at, predictor._max_batch_size = float("inf"), 8
+    with pytest.raises(errors.InvalidInput, match="a batch of 0 rows: model 'm' takes at least 1"):
+        asyncio.run(predictor.answer(Request({"x": np.zeros((0, 3), np.float32)}, parameters=parameters)))
+
+
+@pytest.mark.parametrize("wire", WIRES[1:])
+def test_the_parameters_of_an_output_are_tritons_to_see(predictor, wire):
+    answer = ask(predictor, wire, {"x": floats([1, 2, 3.5])}, outputs={"y": {"classification": 2}})
+    assert answer.tensors["y"].tolist() == [[b"7.000000:2", b"4.000000:1"]]
+    with pytest.raises(
+        errors.InvalidInput, match=r"output 'y' has the parameter 'shared_memory_region': .* leave it out"
+    ):
+        ask(predictor, wire, {"x": floats([1, 2, 3.5])}, outputs={"y": {"shared_memory_region": "mine"}})
+
+
 VERSION_IN_TRITON = """
 import triton_python_backend_utils as triton
 

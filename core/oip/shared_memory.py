@@ -235,8 +235,10 @@ class SharedMemoryBackend:
         They are asked for by name, so that of an output which the model has got since nothing would be heard.
         """
         learned = self._learned.get(kind)
-        # An output that does not fit means that the model runs again, which one with a state must not.
-        if learned is None or not learned.sizes or "sequence_id" in request.parameters:
+        # An output that does not fit means that the model runs again, which one with a state must not. One that has
+        # parameters, such as classification, is not as large as it is without.
+        by_reply = "sequence_id" in request.parameters or any(request.outputs.values())
+        if learned is None or not learned.sizes or by_reply:
             return {}
         if not request.outputs and asyncio.get_running_loop().time() >= learned.believed_until:
             learned.believed_until = self._believed()
