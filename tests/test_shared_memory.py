@@ -172,6 +172,17 @@ def test_requested_outputs_are_the_ones_that_come(echoes):
     assert through(echoes, ask) == [["out_FP64"]] * 2
 
 
+def test_an_output_that_is_asked_for_as_classes_comes_as_classes_whatever_is_known_of_its_size(echoes):
+    async def ask(backend):
+        values = numbers()
+        values[5] = 1000
+        for parameters in ({}, {"classification": 1}):
+            answer = await backend.infer(echo({"FP32": values}, outputs={"out_FP32": parameters}))
+        return answer.tensors["out_FP32"].tolist()
+
+    assert through(echoes, ask) == [b"1000.000000:5"]
+
+
 def test_many_at_once_get_each_their_own(echoes):
     async def ask(backend):
         given = [np.full(32 * 1024, at, np.float32) for at in range(24)]
