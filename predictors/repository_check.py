@@ -20,6 +20,7 @@ from kservekit.predictors.repository import ONNX_IN_TRITON, datatype_name, decla
 from kservekit.predictors.repository_check_config import PLATFORMS, config_faults, config_notes
 from kservekit.predictors.repository_check_ensemble import Model, alike, faults, is_ensemble, listed
 from kservekit.predictors.repository_limits import MOST_INT64, is_number
+from kservekit.predictors.shared_runs import CannotTell, on_the_cpu, shared_run_fault
 from kservekit.tensors import TensorSpec
 
 _FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py", "pytorch": "model.pt"}
@@ -164,6 +165,11 @@ def _against_onnx(where: str, config: Any, path: Path, backend: str) -> Iterator
         return
     if config.max_batch_size and not onnx.batches:
         yield Finding(where, f"max_batch_size is {config.max_batch_size}, and the file has a first size that is fixed")
+    elif config.max_batch_size:
+        with contextlib.suppress(CannotTell):
+            if fault := shared_run_fault(onnx.spec, onnx.sizes, on_the_cpu(path)):
+                what = f"max_batch_size is {config.max_batch_size}, and callers may get each other's answers: {fault}"
+                yield Finding(where, what, False)
     for kind, items, specs in (
         ("input", config.input, onnx.spec.inputs),
         ("output", config.output, onnx.spec.outputs),

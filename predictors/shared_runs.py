@@ -79,7 +79,7 @@ def shared_run_fault(
         for other, others in names.items():
             if size and size in others[1:]:
                 return f"{size!r} is the first size of {name!r}, and of {other!r} another one: it is no batch"
-    if len(set(first.values())) == 1 and all(first.values()):
+    if spec.inputs and len(set(first.values())) == 1 and all(first.values()):
         return ""
     return _tried(spec, names, run, sizes or {}, rows)
 

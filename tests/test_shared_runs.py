@@ -11,7 +11,8 @@ from kservekit.config import OnnxSettings
 from kservekit.errors import CannotStart
 from kservekit.predictors.onnx import OnnxPredictor
 from kservekit.predictors.onnx_file import read_onnx
-from kservekit.predictors.repository_build import Build, prepare
+from kservekit.predictors.repository_build import Build, build, prepare
+from kservekit.predictors.repository_check import check
 from kservekit.predictors.shared_runs import CannotTell, on_the_cpu, shared_run_fault
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -66,7 +67,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(("model", "sentence"), MODELS.values(), ids=MODELS)
-def test_callers_share_runs_of_models_that_answer_each_row_by_itself(file, model, sentence):
+def test_callers_share_runs_of_models_that_answer_each_row_by_itself(file, tmp_path, model, sentence):
     found = file(model)
     built = prepare(Build(found.path, "m", warm_up=False))
     assert built.config.max_batch_size == (0 if sentence else 8)
@@ -75,7 +76,10 @@ def test_callers_share_runs_of_models_that_answer_each_row_by_itself(file, model
         assert built.notes == ()
         assert predictor.load()
         return
-    assert prepare(Build(found.path, "m", warm_up=False, max_batch=4)).config.max_batch_size == 4
+    told = build(Build(found.path, "m", warm_up=False, max_batch=4), tmp_path / "models")
+    assert told.config.max_batch_size == 4
+    (finding,) = check(tmp_path / "models")
+    assert re.search(f"^max_batch_size is 4, and callers may get each other's answers: .*{sentence}", finding.what)
     (note,) = built.notes
     assert re.search(f"^callers do not share runs: .*{sentence}", note)
     with pytest.raises(CannotStart, match=sentence):
