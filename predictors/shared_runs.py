@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kservekit.cpus import usable_cpus
-from kservekit.errors import CannotStart
+from kservekit.errors import CannotStart, Unavailable
 from kservekit.tensors import DATATYPES, ModelSpec, Tensors, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ def _tried(spec: ModelSpec, names: Mapping[str, Sequence[str]], run: Run, sizes:
     try:
         outputs = run(together)
         alone = [run({name: array[at : at + 1] for name, array in together.items()}) for at in range(rows)]
+    except Unavailable:  # which says nothing of the model
+        raise
     except Exception as error:  # the engine's, which have no common base
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in together.items())
         raise CannotTell(f"{shapes} of chance cannot be run: {type(error).__name__}: {error}") from error

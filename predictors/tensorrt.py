@@ -119,6 +119,9 @@ class TensorRTPredictor(Predictor):
         except CannotStart:
             self.stop()
             raise
+        except Unavailable as error:
+            self.stop()
+            raise CannotStart(f"the engine cannot be run: {error.__cause__}") from error
 
     async def _in_thread(self, tensors: Tensors) -> Tensors:
         outputs: Tensors = await self._threads.run(self._outputs, tensors)

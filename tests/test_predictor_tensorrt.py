@@ -273,6 +273,18 @@ def test_an_engine_that_does_not_answer_row_by_row_takes_no_batches(bench):
     assert bench.gpu.used == 0
 
 
+def test_a_gpu_that_fails_while_rows_are_tried_is_not_ready(bench):
+    def fails(arrays):
+        if len(arrays["x"]) == 3:
+            bench.gpu.failure = runtime.cudaError_t.cudaErrorIllegalAddress
+        return {"y": arrays["x"]}
+
+    predictor = bench.predictor(Model(compute=fails), batch_rows=4)
+    with pytest.raises(CannotStart, match="the engine cannot be run: cudaStreamSynchronize"):
+        predictor.load()
+    assert not predictor.ready
+
+
 def test_a_run_of_fixed_shapes_is_recorded_once_and_played(bench):
     predictor = bench.loaded(Model(**FIXED), rtx=False, cuda_graphs=True)
     for start in (0, 5):
