@@ -343,10 +343,27 @@ def test_a_connection_that_says_nothing_is_ended_and_one_that_has_spoken_is_not(
     run(test)
 
 
-def test_metadata_over_its_limit_is_refused():
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"x_long": "x" * 9_000},
+        {"x_long": "x" * 20_000, "authorization": "after what is too long"},
+        {"x_long": "x" * 40_000},
+        {f"x_{number}": "" for number in range(300)},
+    ],
+    ids=["a little", "what hides the rest", "much", "in names alone"],
+)
+def test_metadata_over_its_limit_is_refused_and_never_cut(metadata):
     async def test(methods, server, address):
-        _, _, said = await post(address, "/S/echo", frames.framed(b""), x_long="x" * 9_000)
+        _, _, said = await post(address, "/S/echo", frames.framed(b""), **metadata)
         assert (said["grpc-status"], "over 8192" in said["grpc-message"]) == ("8", True)
+        assert not methods.calls
+
+    run(test)
+
+
+def test_metadata_without_an_end_costs_its_connection():
+    async def test(methods, server, address):
         with pytest.raises(GoAwayError) as caught:  # what HTTP/2 has for far too much
             await post(address, "/S/echo", frames.framed(b""), x_long="x" * 200_000)
         assert caught.value.error_code == H2Reason.ENHANCE_YOUR_CALM

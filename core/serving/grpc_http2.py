@@ -16,8 +16,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from httpunk import H2Server, HeaderMap, HTTPunkError
+from httpunk import H2ProtocolError, H2Reason, H2Server, HeaderMap, HTTPunkError
 from httpunk.asyncio import H2ServerProtocol, ServerConnections
+from httpunk.h2.server import ServerConnection
 
 from kservekit.codec import grpc_frames as frames
 from kservekit.errors import (
@@ -43,6 +44,8 @@ CALLS_A_CONNECTION = 1000
 WINDOW_BYTES = 4 * 2**20
 """What a caller may send before we have read it, in one call and in all of a connection: several large tensors' worth
 on their way, so that a distant caller need not wait for our word."""
+FIELD_BYTES = 32
+"""What HTTP/2 counts for a header field beside its name and its value (RFC 9113, 6.5.2)."""
 FLUSH_S = 0.5
 """How long what is written may still take to go, when a server has stopped and its grace is over."""
 
@@ -311,9 +314,15 @@ class _Connection(H2ServerProtocol):
             log.warning("a caller took nothing of its answers in %s s", self._grpc.limits.reply_seconds)
             self.abort()
 
+    async def send_all(self, data: Any) -> None:
+        # httpunk lets go of its view when this returns, and asyncio's transport keeps it (from Python 3.12 on).
+        await super().send_all(memoryview(data))  # type: ignore[no-untyped-call]
+
     async def _make_server(self) -> H2Server:
-        return H2Server(
+        header_bytes = self._grpc.limits.header_bytes
+        return _Server(
             self,
+            4 * header_bytes,
             backend=self._backend,
             max_concurrent_streams=CALLS_A_CONNECTION,
             initial_window_size=WINDOW_BYTES,
@@ -323,8 +332,9 @@ class _Connection(H2ServerProtocol):
             # A client that gives up many calls at once, as at a deadline, sends their resets in one piece: with
             # httpunk's 20 the connection ends, and with it the calls that go on.
             max_pending_accept_reset_streams=CALLS_A_CONNECTION,
-            # What is over it httpunk leaves out without a word, so ours, which is an error, comes first.
-            max_header_list_size=2 * self._grpc.limits.header_bytes,
+            # What is over it httpunk leaves out without a word. It is so high that what _Server lets through, unpacked
+            # (5 bits a byte at least), cannot reach it without being over our limit, too, which is an error.
+            max_header_list_size=2**24 + 8 * header_bytes,
             auto_date_header=False,
         )
 
@@ -332,11 +342,34 @@ class _Connection(H2ServerProtocol):
         await self._grpc.answer(request)
 
 
+class _Server(H2Server):
+    """Ends a connection whose header block goes on for more than `block_bytes` as it travels; 128 KiB more where it
+    begins and ends within what is read at once."""
+
+    def __init__(self, protocol: _Connection, block_bytes: int, **options: Any) -> None:
+        self._conn = _Frames(protocol, **options)
+        self._conn.block_bytes = block_bytes
+
+
+class _Frames(ServerConnection):
+    block_bytes: int
+    _unfinished = 0
+
+    def receive(self, data: bytes) -> list[Any]:
+        frames: list[Any] = super().receive(data)
+        # No frame is longer than 16 KiB, but for those of a header block, which come as one.
+        self._unfinished = 0 if frames else self._unfinished + len(data)
+        if self._unfinished > self.block_bytes:
+            raise H2ProtocolError(int(H2Reason.ENHANCE_YOUR_CALM), "a header block without an end")
+        return frames
+
+
 def _call(request: Any, trailing: dict[str, str], limit: int) -> Call:
-    raw = request.headers.raw_items()
-    size = sum([len(name) + len(value) for name, value in raw])
+    size = FIELD_BYTES * len(request.headers)
+    raw = request.headers.raw_items() if size <= limit else []
+    size += sum([len(name) + len(value) for name, value in raw])
     if size > limit:
-        raise PayloadTooLarge(f"the metadata is {size} bytes: over {limit} (KSERVEKIT_MAX_HEADER_BYTES)")
+        raise PayloadTooLarge(f"the metadata is {size} bytes or more: over {limit} (KSERVEKIT_MAX_HEADER_BYTES)")
     timeout = request.headers.get(frames.TIMEOUT)
     pairs = [
         (name.decode(), value.decode("latin-1"))
