@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import socket
 import ssl
@@ -13,8 +14,9 @@ from typing import ClassVar
 import grpc.aio
 import pytest
 from certificates import self_signed
-from httpunk.asyncio import H2ServerProtocol
+from httpunk.asyncio import H2ClientProtocol, H2ServerProtocol
 from httpunk.h2.client import Connection
+from httpunk.h2.server import ServerConnection
 from httpunk.h2.stream import Stream
 from test_grpc_http2 import LIMITS
 
@@ -23,7 +25,7 @@ from kservekit.errors import Unavailable
 from kservekit.oip import grpc_connections
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.oip.grpc_connections import Health
-from kservekit.serving.grpc_http2 import GrpcServer
+from kservekit.serving.grpc_http2 import GrpcServer, _Connection
 
 
 class Foreign:
@@ -149,16 +151,14 @@ def port():
 def pods(monkeypatch):
     """The addresses that the name `pods` stands for; 127.0.0.0/8 is all of this machine."""
     addresses = ["127.0.0.1", "127.0.0.2"]
-    real = socket.getaddrinfo
 
-    def resolve(host, port, *arguments, **options):
-        if host != "pods":
-            return real(host, port, *arguments, **options)
+    async def looked_up(name, port):
+        assert name == "pods"
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+        return list(addresses)
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(grpc_connections, "looked_up", looked_up)
     return addresses
 
 
@@ -658,12 +658,55 @@ def test_a_connection_is_left_before_late_frames_of_ended_calls_break_it(monkeyp
     run(test)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of sockets, which nobody closed
+def test_a_loop_that_ends_with_calls_on_an_open_channel_ends_quietly(port, caplog):
+    async def leave():
+        started = asyncio.Event()
+
+        async def hang(message, call):
+            started.set()
+            await asyncio.Event().wait()
+
+        server = GrpcServer({"/S/hang": hang}, {}, LIMITS)
+        await server.start(socket.create_server(("127.0.0.1", port)))
+        channel = GrpcChannel(f"127.0.0.1:{port}")
+        call = asyncio.create_task(channel.call("/S/hang", b"", timeout_s=20))
+        await started.wait()
+        return call, channel
+
+    assert asyncio.run(leave())[0].cancelled()
+    grpc_connections._tasks.clear()  # as when the process ends
+    gc.collect()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("make", [lambda: grpc_connections._Protocol(authority="x"), lambda: _Connection(None)])
+def test_what_is_written_stays_with_a_transport_that_keeps_it(make):
+    class Keeps:
+        kept: ClassVar = []
+
+        def write(self, data):
+            self.kept.append(data)
+
+    async def test():
+        protocol = make()
+        protocol._transport = transport = Keeps()
+        view = memoryview(b"batch")
+        await protocol.send_all(view)
+        view.release()
+        assert bytes(transport.kept.pop()) == b"batch"
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
         (Connection, "_open_stream _send_body_background _aiter_body _reset _stopped_error local_error_resets"),
         (Stream, "headers_evt status headers trailers stop"),
-        (H2ServerProtocol, "_make_server receive_some pause_writing resume_writing"),
+        (H2ServerProtocol, "_make_server receive_some send_all pause_writing resume_writing"),
+        (H2ClientProtocol, "send_all"),
+        (ServerConnection, "receive"),
     ],
 )
 def test_httpunk_has_what_is_used_of_its_inside(owner, names):

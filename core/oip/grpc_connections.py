@@ -39,6 +39,12 @@ class Unreachable(Exception):
     """No address takes a connection; the message has the last reason of each."""
 
 
+class _Protocol(H2ClientProtocol):
+    async def send_all(self, data: Any) -> None:
+        # httpunk lets go of its view when this returns, and asyncio's transport keeps it (from Python 3.12 on).
+        await super().send_all(memoryview(data))  # type: ignore[no-untyped-call]
+
+
 class Health:
     """What an address' last calls say of it, over all its connections."""
 
@@ -82,7 +88,7 @@ class Link:
 
     __slots__ = ("_protocol", "connection", "health", "running", "wanted")
 
-    def __init__(self, protocol: H2ClientProtocol, connection: H2Connection | H1Connection, health: Health) -> None:
+    def __init__(self, protocol: _Protocol, connection: H2Connection | H1Connection, health: Health) -> None:
         self._protocol, self.connection, self.health = protocol, connection, health
         self.running = 0
         self.wanted = True
@@ -179,7 +185,7 @@ class _Dial:
         scheme = "https" if self.context else "http"
         async with asyncio.timeout(CONNECT_S):
             transport, protocol = await asyncio.get_running_loop().create_connection(
-                lambda: H2ClientProtocol(authority=self.authority, scheme=scheme), address, port, **tls
+                lambda: _Protocol(authority=self.authority, scheme=scheme), address, port, **tls
             )
             try:
                 if self.context and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
@@ -256,12 +262,11 @@ class Connections:
     async def _addresses(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
+            addresses = await looked_up(self.name, self.port)
         except (OSError, UnicodeError) as error:  # those that are known may still be there; a..b is no name at all
             self._error = f"{self.name} is not known: {getattr(error, 'strerror', error)}"
             self._look_up_at = loop.time() + LONGEST_WAIT_S
         else:
-            addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
             known = {peer.address: peer for peer in self._peers}
             self._peers = [known.get(each) or _Peer(each, self.port, self._dial) for each in addresses]
             for address in known.keys() - set(addresses):
@@ -269,6 +274,12 @@ class Connections:
             self._look_up_at = loop.time() + LOOK_UP_S
         finally:
             self._looking_up = None
+
+
+async def looked_up(name: str, port: int) -> list[str]:
+    """The addresses that a name stands for, each once."""
+    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 def _give_up_when_unheard(connected: Any) -> None:
@@ -283,6 +294,7 @@ _tasks: set[asyncio.Task[None]] = set()
 def spawn(work: Any) -> asyncio.Task[None]:
     """A task of nobody's; a reference is kept, as asyncio wants it."""
     task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it may begin when its loop ends, as a call does
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return task
