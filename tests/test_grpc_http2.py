@@ -200,6 +200,23 @@ def test_a_caller_that_gives_up_ends_the_work(method):
     run(test)
 
 
+@pytest.mark.parametrize("end", ["aborts", "sends no more"])
+def test_a_connection_that_its_caller_ends_ends_the_work(end):
+    """Who sends no more cannot be told from who is gone: a process that is killed closes its sockets as politely."""
+
+    async def test(methods, server, address):
+        _, writer = await raw(address, call_frames(1, "/S/hang"))
+        await methods.started.wait()
+        if end == "aborts":
+            writer.transport.abort()
+        else:
+            writer.write_eof()
+        await methods.ended.wait()
+        writer.close()
+
+    run(test)
+
+
 def test_a_connection_that_breaks_ends_the_work():
     async def test(methods, server, address):
         asking = asyncio.create_task(post(address, "/S/hang", frames.framed(b"")))
@@ -307,15 +324,33 @@ def test_an_answer_that_is_not_read_is_given_up(method, caplog):
     run(test)
 
 
+@pytest.mark.parametrize("method", ["long", "each_long"])
+def test_an_answer_that_is_read_slowly_is_sent_to_its_end(method, caplog):
+    async def test(methods, server, address):
+        server.limits = replace(LIMITS, reply_seconds=0.2)
+        reader, writer = await raw(address, call_frames(1, f"/S/{method}"), WIDE[1])
+        for _ in range(5):  # a part each time, for longer than one part may take
+            await asyncio.sleep(0.1)
+            writer.write(frame(8, 0, 1, (65_536).to_bytes(4, "big")))
+        received = 0
+        while received < 200_000:
+            received += len(await reader.read(100_000))
+        writer.close()
+
+    run(test)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0" + b"\0\0\5\1\5\0\0\0\1\xff\xff\xff\xff\xff",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0" + b"\0\0\5\1\5\0\0\0\1\0\1X\1x",
         b"\x16\3\1\2\0\1\0\1\xfc\3\3",
     ],
-    ids=["HTTP/1.1", "rubbish after the preface", "a damaged head", "TLS"],
+    ids=["HTTP/1.1", "rubbish after the preface", "a damaged head", "a name in capitals", "TLS"],
 )
 def test_what_is_not_http2_ends_its_connection_alone(data):
     async def test(methods, server, address):
@@ -334,11 +369,13 @@ def test_a_connection_that_says_nothing_is_ended_and_one_that_has_spoken_is_not(
         host, port = address.split(":")
         async with grpc.aio.insecure_channel(address) as channel:
             assert await channel.unary_unary("/S/echo")(b"first") == b"first"
-            (spoken,) = server.open
+            (spoken,) = server._connections._live
             reader, writer = await asyncio.open_connection(host, int(port))
             await reader.read()  # our server's settings, and the end
             writer.close()
-            assert server.open == {spoken}
+            while server._connections.count() > 1:  # noqa: ASYNC110 - no event for it
+                await asyncio.sleep(0)
+            assert server._connections._live == {spoken}
 
     run(test)
 
@@ -480,7 +517,7 @@ def test_words_of_a_caller_that_reads_no_answer_to_them_are_not_read_without_end
         pings = frame(6, 0, 0, bytes(8)) * 5000
         for _ in range(400):  # 34 MB
             writer.write(pings)
-        (connection,) = server.open
+        (connection,) = server._connections._live
         reading = asyncio.create_task(writer.drain())
         while not (reading.done() or (connection._reading_paused and connection._ahead > 100_000)):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(0)

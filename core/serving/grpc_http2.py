@@ -31,7 +31,7 @@ from kservekit.errors import (
     ServingError,
 )
 from kservekit.serving.departure import Departure
-from kservekit.serving.in_time import in_time
+from kservekit.serving.in_time import in_time, resumed
 from kservekit.serving.unpacked import unpacked
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ WINDOW_BYTES = 4 * 2**20
 on their way, so that a distant caller need not wait for our word."""
 FIELD_BYTES = 32
 """What HTTP/2 counts for a header field beside its name and its value (RFC 9113, 6.5.2)."""
+PART_BYTES = 65_536
+"""Of an answer; a caller must take one in the time that he is given, and not the whole of a large one."""
 FLUSH_S = 0.5
 """How long what is written may still take to go, when a server has stopped and its grace is over."""
 
@@ -96,7 +98,6 @@ class GrpcServer:
         self._always = {name: value.encode("ascii", "replace").decode() for name, value in always.items()}
         self._head = HeaderMap(_HEAD.items())
         self._well = HeaderMap(({frames.STATUS: "0"} | self._always).items())
-        self.open: set[_Connection] = set()
         self._connections = ServerConnections()
         self._listener: asyncio.Server | None = None
 
@@ -115,7 +116,7 @@ class GrpcServer:
         cutting.cancel()
 
     def _cut(self) -> None:
-        for connection in list(self.open):
+        for connection in list(self._connections._live):
             connection.abort()
 
     async def answer(self, request: Any) -> None:
@@ -152,8 +153,13 @@ class GrpcServer:
             await request.respond(200, headers=HeaderMap((_HEAD | self._failed(error)).items()))
             return
         trailers = HeaderMap(({frames.STATUS: "0"} | self._always | trailing).items()) if trailing else self._well
-        whole = request.respond(200, headers=self._head, body=frames.framed(reply), trailers=trailers)
-        await self._taken(whole)
+        framed = frames.framed(reply)
+        if isinstance(framed, bytes):
+            await self._taken(request.respond(200, headers=self._head, body=framed, trailers=trailers))
+        else:
+            out = await request.send_response(200, headers=self._head)
+            await self._sent(out, framed)
+            await out.send_trailers(trailers)
 
     async def _one(self, method: Unary, request: Any, trailing: dict[str, str]) -> bytes:
         call = _call(request, trailing, self.limits.header_bytes)
@@ -179,8 +185,7 @@ class GrpcServer:
                     if out is None:
                         out = await request.send_response(200, headers=self._head)
                     framed = frames.framed(self._within_limit(answer))
-                    for piece in (framed,) if isinstance(framed, bytes) else framed:
-                        await self._taken(out.send_data(piece))
+                    await self._sent(out, (framed,) if isinstance(framed, bytes) else framed)
             status = {frames.STATUS: "0"} | self._always
         except (HTTPunkError, _Unread):
             raise
@@ -192,11 +197,27 @@ class GrpcServer:
         else:
             await out.send_trailers(HeaderMap(trailers.items()))
 
+    async def _sent(self, out: Any, pieces: tuple[bytes, ...]) -> None:
+        for piece in pieces:
+            for start in range(0, len(piece), PART_BYTES):
+                await self._taken(out.send_data(piece[start : start + PART_BYTES]))
+
     async def _taken(self, sending: Coroutine[Any, Any, None]) -> None:
         """What a caller has no room for waits for him, and not for ever."""
         try:
-            await in_time(sending, time.monotonic() + self.limits.reply_seconds, "the caller")
-        except DeadlineExceeded as error:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        loop, half = asyncio.get_running_loop(), self.limits.reply_seconds / 2
+        try:
+            async with asyncio.timeout(None) as patience:
+                # In two steps: where this process had no time itself the first one is late, and the second counts.
+                second = loop.call_later(half, lambda: patience.reschedule(loop.time() + half))
+                try:
+                    await resumed(sending, waits_for)
+                finally:
+                    second.cancel()
+        except TimeoutError as error:
             raise _Unread from error
 
     async def _only_message(self, request: Any) -> bytes:
@@ -261,7 +282,6 @@ class _Connection(H2ServerProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._to = transport
-        self._grpc.open.add(self)
         self._silent = asyncio.get_running_loop().call_later(self._grpc.limits.silent_seconds, self.abort)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
@@ -271,7 +291,6 @@ class _Connection(H2ServerProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)  # type: ignore[no-untyped-call]
-        self._grpc.open.discard(self)
         self._silent.cancel()
         self._takes_more()
 
