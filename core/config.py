@@ -27,7 +27,8 @@ class ServerSettings:
     max_body_bytes: int = 64 * 1024 * 1024
     """The largest body taken over REST; gRPC has KServe's --grpc_max_receive_message_length."""
     max_header_bytes: int = 65536
-    """The largest head of a REST request, its line and its headers; the most metadata of a gRPC call."""
+    """The largest head of a REST request, its line and its headers; the most metadata of a gRPC call, 32 bytes a field
+    more, as HTTP/2 counts them."""
     max_tensors: int = 256
     """The most inputs of one request."""
     header_timeout_s: float = 10.0

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from kservekit.local.server import LocalServer
 from kservekit.predictors.repository import write_model
@@ -63,3 +65,15 @@ def predictor(triton) -> Iterator[LocalServer]:
     target = "kservekit.predictors.triton:TritonPredictor"
     with LocalServer(target, model_name="doubles", settings={"KSERVEKIT_TRITON_URL": triton.grpc_url}) as server:
         yield server
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def both_loops(request, monkeypatch):
+    """asyncio.run on each: our server takes uvloop where it is installed, a script with our client does not."""
+    loop_factory = uvloop.new_event_loop if request.param == "uvloop" else None
+
+    def run(work):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(work)
+
+    monkeypatch.setattr(asyncio, "run", run)

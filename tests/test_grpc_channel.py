@@ -27,6 +27,8 @@ from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.oip.grpc_connections import Health
 from kservekit.serving.grpc_http2 import GrpcServer, _Connection
 
+pytestmark = pytest.mark.usefixtures("both_loops")
+
 
 class Foreign:
     """Methods of gRPC's own server."""
@@ -658,7 +660,7 @@ def test_a_connection_is_left_before_late_frames_of_ended_calls_break_it(monkeyp
     run(test)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of sockets, which nobody closed
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # as an error it keeps uvloop from its end
 def test_a_loop_that_ends_with_calls_on_an_open_channel_ends_quietly(port, caplog):
     async def leave():
         started = asyncio.Event()

@@ -366,7 +366,7 @@ class _Server(H2Server):
     begins and ends within what is read at once."""
 
     def __init__(self, protocol: _Connection, block_bytes: int, **options: Any) -> None:
-        self._conn = _Frames(protocol, **options)
+        self._conn = _Frames(protocol, **options)  # type: ignore[no-untyped-call]
         self._conn.block_bytes = block_bytes
 
 
