@@ -705,10 +705,10 @@ def test_what_is_written_stays_with_a_transport_that_keeps_it(make):
     ("owner", "names"),
     [
         (Connection, "_open_stream _send_body_background _aiter_body _reset _stopped_error local_error_resets"),
-        (Stream, "headers_evt status headers trailers stop"),
+        (Stream, "headers_evt reset_evt status headers trailers stop"),
         (H2ServerProtocol, "_make_server receive_some send_all pause_writing resume_writing"),
         (H2ClientProtocol, "send_all"),
-        (ServerConnection, "receive"),
+        (ServerConnection, "receive reset_on_error"),
     ],
 )
 def test_httpunk_has_what_is_used_of_its_inside(owner, names):

@@ -459,6 +459,13 @@ async def raw(address, *frames_of_it, settings=b"", room=None):
     return reader, writer
 
 
+async def received(reader, words):
+    read = b""
+    while words not in read:
+        read += (more := await reader.read(65_536))
+        assert more, f"the connection ended: {read[-30:]}"
+
+
 def frame(kind, flags, stream, payload=b""):
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
@@ -548,6 +555,32 @@ def test_a_second_message_of_a_call_with_one_is_refused_as_it_comes():
         server.limits = replace(LIMITS, message_seconds=60)
         reader, writer = await raw(address, head_frame(1, "/S/echo"), frame(0, 0, 1, frames.framed(b"a") * 2))
         await reader.readuntil(frame(3, 0, 1, bytes(4)))  # the rest is not wanted
+        writer.close()
+
+    run(test)
+
+
+def test_what_is_late_of_many_refused_calls_does_not_cost_the_others_their_connection():
+    async def test(methods, server, address):
+        streams = range(1, 201, 2)
+        too_large = b"\0\0\2\0\0"
+        refused = [head_frame(stream, "/S/echo") + frame(0, 0, stream, too_large) for stream in streams]
+        reader, writer = await raw(address, *refused)
+        await received(reader, frame(3, 0, streams[-1], bytes(4)))
+        writer.write(b"".join(frame(0, 0, stream, b"late") * 30 for stream in streams))
+        writer.write(call_frames(201, "/S/echo", b"well"))
+        await received(reader, frames.framed(b"well"))
+        writer.close()
+
+    run(test)
+
+
+def test_a_call_that_its_caller_has_reset_by_a_fault_ends_its_work():
+    async def test(methods, server, address):
+        _, writer = await raw(address, call_frames(1, "/S/hang"))
+        await methods.started.wait()
+        writer.write(frame(2, 0, 1, (1).to_bytes(4, "big") + b"\0"))  # a stream that depends on itself
+        await methods.ended.wait()
         writer.close()
 
     run(test)

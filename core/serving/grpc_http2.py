@@ -14,9 +14,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from httpunk import H2ProtocolError, H2Reason, H2Server, HeaderMap, HTTPunkError
+from httpunk._httpunk import H2_FLAG_WAKE
 from httpunk.asyncio import H2ServerProtocol, ServerConnections
 from httpunk.h2.server import ServerConnection
 
@@ -381,6 +383,19 @@ class _Frames(ServerConnection):
         if self._unfinished > self.block_bytes:
             raise H2ProtocolError(int(H2Reason.ENHANCE_YOUR_CALM), "a header block without an end")
         return frames
+
+    def reset_on_error(self, stream: int, reason: int) -> Any:
+        if reason == H2Reason.STREAM_CLOSED:
+            return _LATE
+        verdict = super().reset_on_error(stream, reason)
+        if verdict.handle is not None:
+            verdict.handle.reset_evt.set()  # the work for it ends, or a caller could have more of it than streams
+        return verdict
+
+
+_LATE = SimpleNamespace(handle=None, stop=None, flags=H2_FLAG_WAKE)
+"""Frames that were on their way when their call was refused are dropped; httpunk ends a connection at 1024 of them, and
+with it the calls of all who share it."""
 
 
 def _call(request: Any, trailing: dict[str, str], limit: int) -> Call:
