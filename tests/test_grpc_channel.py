@@ -154,8 +154,11 @@ def pods(monkeypatch):
     """The addresses that the name `pods` stands for; 127.0.0.0/8 is all of this machine."""
     addresses = ["127.0.0.1", "127.0.0.2"]
 
+    real = grpc_connections.looked_up
+
     async def looked_up(name, port):
-        assert name == "pods"
+        if name != "pods":
+            return await real(name, port)
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return list(addresses)

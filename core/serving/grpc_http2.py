@@ -385,9 +385,9 @@ class _Frames(ServerConnection):
         return frames
 
     def reset_on_error(self, stream: int, reason: int) -> Any:
-        if reason == H2Reason.STREAM_CLOSED:
+        if reason == int(H2Reason.STREAM_CLOSED):
             return _LATE
-        verdict = super().reset_on_error(stream, reason)
+        verdict: Any = super().reset_on_error(stream, reason)
         if verdict.handle is not None:
             verdict.handle.reset_evt.set()  # the work for it ends, or a caller could have more of it than streams
         return verdict
