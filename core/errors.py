@@ -127,7 +127,15 @@ ERROR_HEADER = "kservekit-error"
 
 
 def from_http(status: int, message: str, *, retry_after: str | None = None) -> ServingError:
-    """The error that a backend's HTTP answer stands for; a status not in the table is a ModelError."""
+    """The error that a backend's HTTP answer stands for.
+
+    Of those that are not in the table a 4xx, such as FastAPI's 422, is an InvalidInput that keeps its status, and any
+    other a ModelError.
+    """
+    if 400 <= status < 500 and status not in _BY_HTTP:
+        refused = InvalidInput(message, retry_after=_seconds(retry_after))
+        refused.http = status
+        return refused
     error = _BY_HTTP.get(status, Unavailable if status == 502 else ModelError)
     return error(message, retry_after=_seconds(retry_after))
 

@@ -44,9 +44,19 @@ def test_a_foreign_grpc_code_reads_as_the_error_more_often_meant(code, expected)
     assert type(errors.from_grpc(code, "why")) is expected
 
 
-@pytest.mark.parametrize(("status", "expected"), [(418, errors.ModelError), (502, errors.Unavailable)])
-def test_a_foreign_http_status_reads_as_the_nearest_error(status, expected):
-    assert type(errors.from_http(status, "why")) is expected
+@pytest.mark.parametrize(
+    ("status", "expected", "told"),
+    [
+        (422, errors.InvalidInput, 422),
+        (499, errors.Cancelled, 499),
+        (502, errors.Unavailable, 503),
+        (507, errors.ModelError, 500),
+        (302, errors.ModelError, 500),
+    ],
+)
+def test_a_foreign_http_status_reads_as_the_nearest_error(status, expected, told):
+    found = errors.from_http(status, "why")
+    assert (type(found), found.http) == (expected, told)
 
 
 @pytest.mark.parametrize("value", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "1e9", "", None, "9999999999"])

@@ -16,12 +16,12 @@ from google.protobuf.message import DecodeError
 
 from kservekit.codec.grpc_wire import cut_out, put_in
 from kservekit.codec.json_values import shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
+from kservekit.codec.message import MOST_TENSORS, Answer, Beside, Request, check_count
 from kservekit.codec.raw import MAX_DIMENSIONS, RawLayout, element_count, raw_bytes
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype, object_array
 
-_CONTENTS = {
+CONTENTS = {
     "BOOL": "bool_contents",
     "UINT8": "uint_contents",
     "UINT16": "uint_contents",
@@ -35,7 +35,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-
+"""The field that holds a datatype's typed contents; those that are not here travel raw."""
 
 _RAW_INPUTS, _RAW_OUTPUTS, _ID = 7, 6, 3
 """The numbers of raw_input_contents, of raw_output_contents, and of both messages' id."""
@@ -64,8 +64,10 @@ def decode_request(data: bytes, messages: Any, *, max_tensors: int = MOST_TENSOR
 
 
 def encode_answer(answer: Answer, messages: Any) -> bytes:
-    """A ModelInferResponse with raw contents, as Triton answers too."""
+    """A ModelInferResponse with raw contents, as Triton answers too, unless it says that it is to be typed."""
     said = (messages.ModelInferResponse, "output", answer.model, answer.version, _described(answer.tensors, "output"))
+    if answer.beside is not None:
+        return _with_what_is_beside(answer, answer.beside, _message(*said))
     if answer.parameters:
         message = _message(*said)
         _set_parameters(message.parameters, answer.parameters, ModelError)
@@ -73,6 +75,16 @@ def encode_answer(answer: Answer, messages: Any) -> bytes:
     else:
         head = _plain_head(*said)
     return _with_contents(head, answer.id, _RAW_OUTPUTS, answer.tensors, "output")
+
+
+def _with_what_is_beside(answer: Answer, beside: Beside, message: Any) -> bytes:
+    _set_parameters(message.parameters, answer.parameters, ModelError)
+    for item in message.outputs:
+        _set_parameters(item.parameters, beside.outputs.get(item.name, {}), ModelError)
+        if beside.typed:
+            getattr(item.contents, CONTENTS[item.datatype]).extend(answer.tensors[item.name].ravel().tolist())
+    raw = {} if beside.typed else answer.tensors
+    return _with_contents(message.SerializeToString(), answer.id, _RAW_OUTPUTS, raw, "output")
 
 
 def encode_request(request: Request, messages: Any) -> bytes:
@@ -176,9 +188,9 @@ def _label(item: Any, what: str) -> str:
 def _typed(item: Any, shape: list[int], label: str) -> np.ndarray:
     dtype = numpy_dtype(item.datatype, label)
     count = element_count(shape, label)
-    if item.datatype not in _CONTENTS:
+    if item.datatype not in CONTENTS:
         raise InvalidInput(f"{label} is {item.datatype}, which gRPC carries as raw contents only")
-    field = _CONTENTS[item.datatype]
+    field = CONTENTS[item.datatype]
     filled = [set_field.name for set_field, _ in item.contents.ListFields()]
     if [name for name in filled if name != field]:
         raise InvalidInput(f"{label} is {item.datatype} and has {filled[0]}: expected {field}")

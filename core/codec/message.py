@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,25 @@ class Request:
     """The moment on time.monotonic() after which nobody waits for the answer."""
     gpu_tensors: dict[str, Any] = field(default_factory=dict)
     """More tensors, for a backend: what lies on a GPU, as its library has it (DLPack or the CUDA array interface)."""
+    source: Source | None = None
+    """For a model that was written for another server."""
+
+
+Source = tuple[Callable[[Request, bytes], Any], bytes]
+"""What makes another server's own form of a request, and of what bytes."""
+
+
+@dataclass(slots=True)
+class Beside:
+    """What a model that was written for another server says beside its tensors."""
+
+    id: str = ""
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The parameters of each output that has some."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """For REST alone."""
+    typed: bool = False
+    """gRPC: whether its tensors are to travel as typed contents, as it gave them."""
 
 
 @dataclass(slots=True)
@@ -57,6 +76,7 @@ class Answer:
     version: str = ""
     id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    beside: Beside | None = None
 
     def only(self, outputs: Mapping[str, Any]) -> Answer:
         """The requested outputs in the order of the request; InvalidInput for one that there is not."""

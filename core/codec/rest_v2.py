@@ -64,6 +64,10 @@ def encode_answer(answer: Answer, request: Request, spec: ModelSpec | None = Non
     if answer.parameters:
         head["parameters"] = answer.parameters
     items, parts = _encode_tensors(answer.tensors, "output", binary, as_base64)
+    if answer.beside is not None:
+        for item in items:
+            if parameters := answer.beside.outputs.get(item["name"]):
+                item["parameters"] = parameters | item.get("parameters", {})
     return _join(head | {"outputs": items}, parts)
 
 

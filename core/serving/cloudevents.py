@@ -41,7 +41,8 @@ def closed(
 
     attributes, binary = event
     attributes.setdefault("time", "")  # optional, and KServe's CE_MERGE counts on it
-    event_headers, event_body = create_response_cloudevent(model, loads(body), dict(attributes), binary)
+    data = loads(body) if headers["content-type"].startswith("application/json") else body
+    event_headers, event_body = create_response_cloudevent(model, data, dict(attributes), binary)
     return status, headers | {key.lower(): value for key, value in event_headers.items()}, _as_bytes(event_body)
 
 

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
@@ -32,9 +32,10 @@ from kservekit.errors import (
 )
 from kservekit.identity import Authenticator, Principal, require_role
 from kservekit.resilience import Limiter
-from kservekit.serving import kserve_types
-from kservekit.serving.headers import ONCE
+from kservekit.serving import kserve_types, kserve_v1
+from kservekit.serving.headers import ONCE, models_own
 from kservekit.serving.in_time import in_time
+from kservekit.serving.kserve_errors import our_errors
 from kservekit.serving.model import ArrayModel, Transformer, hooks_are_ours
 from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec
@@ -182,7 +183,8 @@ class DataPlane:
         """The requested outputs; a ServingError for anything else."""
         given = _named(request)
         answer = await self._guarded(request, self._answer)
-        answer.id = given
+        own = answer.beside and answer.beside.id
+        answer.id = own if own and own != request.id else given
         return answer.only(request.outputs)
 
     async def stream(self, request: Request) -> AsyncGenerator[Answer]:
@@ -206,27 +208,68 @@ class DataPlane:
             versions = (await model.spec()).versions
             version = request.version or (versions[-1] if versions else "")
             return await self.cache.answer(request, version, lambda: model.answer(request))
-        result = await self._through_hooks(model, kserve_types.infer_request_from(request), request)
-        return kserve_types.answer_from(result, request)
+        with our_errors(request.model, request.id):
+            payload = kserve_types.infer_request_from(request)
+            if payload.id:
+                payload.id = request.id  # as logs have it
+            result, headers = await model(payload, headers=_with_id(request))
+            return kserve_types.answer_from(result, headers, request)
 
     def takes_arrays(self, name: str) -> bool:
         """Whether a v1 body is for us to read; a model that overrides KServe's hooks gets the JSON itself."""
         return hooks_are_ours(self.model(name))
 
-    async def predict_v1(self, payload: Any, request: Request) -> Any:
-        """A v1 body, as JSON, through KServe's hooks."""
-        return await self._guarded(
-            request, lambda request: self._through_hooks(self._loaded(request.model), payload, request)
-        )
+    async def predict_v1(self, payload: Any, request: Request) -> kserve_v1.Written:
+        """A v1 payload through KServe's hooks."""
+        return await self._v1(self._loaded(request.model), payload, request, InferenceVerb.PREDICT)
 
-    async def explain_v1(self, payload: Any, request: Request) -> Any:
+    async def explain_v1(self, payload: Any, request: Request) -> kserve_v1.Written:
         """The same for KServe's explain hook; NotSupported for a model without one."""
         model = self._loaded(request.model)
         if getattr(type(model), "explain", kserve.Model.explain) is kserve.Model.explain:
             raise NotSupported(f"model {request.model!r} does not explain: it has no explain hook")
-        return await self._guarded(
-            request, lambda request: self._through_hooks(model, payload, request, verb=InferenceVerb.EXPLAIN)
-        )
+        return await self._v1(model, payload, request, InferenceVerb.EXPLAIN)
+
+    async def _v1(self, model: Any, payload: Any, request: Request, verb: InferenceVerb) -> kserve_v1.Written:
+        _named(request)
+
+        async def through_hooks(request: Request) -> tuple[Any, Any]:
+            with our_errors(request.model, request.id):
+                result, headers = await model(payload, headers=_with_id(request), verb=verb)
+                if isinstance(result, AsyncIterator):
+                    return models_own(headers, request.model), result
+                return kserve_v1.written(result, headers, request)
+
+        headers, body = await self._guarded(request, through_hooks)
+        if isinstance(body, bytes):
+            return headers, body
+        pieces = self._pieces(body, request)
+        first = await anext(pieces, None)  # what goes wrong before it has its own status
+
+        async def whole() -> AsyncGenerator[bytes]:
+            async with aclosing(pieces):
+                if first is not None:
+                    yield first
+                async for piece in pieces:
+                    yield piece
+
+        return {"content-type": "application/octet-stream"} | headers, whole()
+
+    async def _pieces(self, found: AsyncIterator[Any], request: Request) -> AsyncGenerator[bytes]:
+        """What a hook's own stream yields, within the limits on callers and the request's deadline."""
+
+        async def step() -> Any:
+            with our_errors(request.model, request.id):
+                value = await anext(found, None)
+                return None if value is None else kserve_v1.piece(value, request.model)
+
+        try:
+            with self._slots(request):
+                while (piece := await in_time(step(), request.deadline, f"model {request.model!r}")) is not None:
+                    yield piece
+        finally:
+            if isinstance(found, AsyncGenerator):
+                await found.aclose()
 
     async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
         """Within the limits on callers and the request's deadline."""
@@ -252,18 +295,6 @@ class DataPlane:
         finally:
             self._running[request.model] -= 1
 
-    async def _through_hooks(
-        self, model: Any, payload: Any, request: Request, verb: InferenceVerb = InferenceVerb.PREDICT
-    ) -> Any:
-        with kserve_types.our_errors(request.model, request.id):
-            try:
-                result, _ = await model(payload, headers=dict(request.headers), verb=verb)
-            except Exception as error:
-                if not kserve_types.is_the_callers_fault(error):
-                    log.exception("model failed: model=%r id=%r", request.model, request.id)
-                raise
-        return result
-
     def _loaded(self, name: str) -> Any:
         model = self.model(name)
         if not model.ready:
@@ -279,6 +310,11 @@ def _named(request: Request) -> str:
     named = given or request.headers.get("x-request-id")
     request.id = _UNPRINTABLE.sub("?", named[:LONGEST_ID]) if named else next(_ids)
     return given
+
+
+def _with_id(request: Request) -> dict[str, str]:
+    """Its headers for KServe's hooks, which have its id from there, and hand it on to a predictor."""
+    return {"x-request-id": request.id, **request.headers}
 
 
 async def _next(answers: AsyncGenerator[Answer]) -> Answer | None:

@@ -17,6 +17,7 @@ from kservekit.codec import grpc as codec
 from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import InvalidInput, ModelNotFound, ServingError
+from kservekit.serving import kserve_types
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.grpc_http2 import Call, Streaming, Unary
 from kservekit.serving.headers import as_dict
@@ -48,6 +49,7 @@ class InferenceService:
             with timing.stage("read"):
                 request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
             request.deadline, request.headers, request.principal = deadline, headers, principal
+            request.source = (kserve_types.from_grpc, data)
             answer = await self.dataplane.infer(request)
             with timing.stage("write"):
                 reply = codec.encode_answer(answer, messages)
@@ -65,6 +67,7 @@ class InferenceService:
             try:
                 request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
                 request.headers, request.principal = headers, principal
+                request.source = (kserve_types.from_grpc, data)
                 request.deadline = self.dataplane.deadline(call.seconds_left)
                 say_last = bool(request.parameters.pop(grpc_stream.WANTS_LAST, False))
                 given = request.id

@@ -1,12 +1,13 @@
-"""A request's headers, or its gRPC metadata, as one dict with lower case names."""
+"""A request's headers, or its gRPC metadata, as one dict with lower case names; and those that a model answers with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from kservekit.codec.message import TIMEOUT_HEADER
 from kservekit.codec.rest_v2 import JSON_LENGTH_HEADER
-from kservekit.errors import InvalidInput
+from kservekit.errors import InvalidInput, ModelError
 
 ONCE = frozenset(
     {
@@ -20,6 +21,36 @@ ONCE = frozenset(
     }
 )
 """Which of two would count is what an attacker would like to choose."""
+
+
+_THE_SERVERS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "kservekit-revision",
+        "server",
+        "server-timing",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        JSON_LENGTH_HEADER,
+    }
+)
+"""What the server says itself; a transformer of KServe's hands on all that its predictor said."""
+
+_NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+"), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+def models_own(headers: Mapping[str, str], model: str) -> dict[str, str]:
+    """The headers that a model's hooks set, in lower case; ModelError for one that HTTP has no form for."""
+    found = {str(name).lower(): str(value) for name, value in headers.items()}
+    for name, value in found.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ModelError(f"model {model!r} set the header {name!r} to {value!r}, which HTTP has no form for")
+    return {name: value for name, value in found.items() if name not in _THE_SERVERS}
 
 
 def as_dict(pairs: Sequence[tuple[str, str]], once: frozenset[str] = ONCE) -> dict[str, str]:

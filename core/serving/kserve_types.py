@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import kserve
 import kserve.errors
 import numpy as np
 from kserve import InferInput, InferOutput, InferRequest, InferResponse
+from kserve.protocol.grpc.grpc_predict_v2_pb2 import ModelInferRequest, ModelInferResponse
+from kserve.protocol.infer_type import RequestedOutput
 
 from kservekit import errors
 from kservekit.codec import rest_v1
-from kservekit.codec.json_values import array
-from kservekit.codec.message import Answer, Request
-from kservekit.codec.rest_v2 import in_shape
+from kservekit.codec.grpc import CONTENTS
+from kservekit.codec.json_values import array, loads
+from kservekit.codec.message import Answer, Beside, Request, Source
+from kservekit.codec.raw import raw_bytes, tensor_from_raw
+from kservekit.codec.rest_v2 import JSON_LENGTH_HEADER, in_shape
+from kservekit.serving.headers import models_own
 from kservekit.serving.pool import handler_pool
 from kservekit.tensors import ModelSpec, as_bytes, datatype_of
 
@@ -35,12 +39,13 @@ def request_from(payload: Any, spec: ModelSpec, headers: Mapping[str, str]) -> R
     else:
         request = rest_v1.request_from(payload, spec)
     request.headers = headers
+    request.id = request.id or headers.get("x-request-id", "")
     return request
 
 
 def _tensor(item: InferInput) -> np.ndarray:
     label = f"input {item.name!r}"
-    if isinstance(item.data, list) and item._raw_data is None:  # v2 JSON, and typed contents of gRPC
+    if _is_list(item):  # v2 JSON, and typed contents of gRPC
         is_base64 = (item.parameters or {}).get("content_type") == "base64"
         if item.data and isinstance(item.data[0], bytes):
             found = np.array([*item.data, None], dtype=np.object_)[:-1]  # so that equal lengths make no second axis
@@ -65,7 +70,7 @@ def _plain(value: Any) -> Any:
 def result_from(answer: Answer, payload: Any, spec: ModelSpec) -> dict[str, Any] | InferResponse:
     """The answer in the form that belongs to the payload's."""
     if isinstance(payload, InferRequest):
-        outputs = [_filled(InferOutput, name, values) for name, values in answer.tensors.items()]
+        outputs = [_output(name, values) for name, values in answer.tensors.items()]
         # KServe's response model refuses an empty id.
         return InferResponse(
             answer.id or payload.id or "-", answer.model, outputs, model_version=answer.version or None
@@ -73,31 +78,147 @@ def result_from(answer: Answer, payload: Any, spec: ModelSpec) -> dict[str, Any]
     return rest_v1.payload_from(answer, spec)
 
 
+class _RawInput(InferInput):  # type: ignore[misc]
+    """One that came in REST's binary part. KServe's own is a list by now; this one becomes a list when it is asked for,
+    which for a picture takes longer than many a model."""
+
+    @property
+    def data(self) -> Any:
+        if self._data is None and self._raw_data is not None:  # type: ignore[has-type]
+            values = self.as_numpy()
+            try:
+                self.set_data_from_numpy(values, binary_data=False)
+            except kserve.errors.InferenceError:  # bytes that are no text
+                self._data, self._raw_data = values.ravel().tolist(), None
+        return self._data
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        self._data = data
+
+
+class _RestRequest(InferRequest):  # type: ignore[misc]
+    """Where it is handed on to a predictor, what came raw goes on raw."""
+
+    def to_rest(self) -> Any:
+        for item in self.inputs:
+            if type(item) is _RawInput and item._raw_data is not None:
+                item.__class__ = InferInput
+                item.parameters = {**item.parameters, "binary_data_size": len(item._raw_data)}
+        return super().to_rest()
+
+    def to_grpc(self) -> Any:
+        for item in self.inputs:
+            if type(item) is _RawInput:
+                item.__class__ = InferInput
+        return super().to_grpc()
+
+
 def infer_request_from(request: Request) -> InferRequest:
-    """A Request as KServe's InferRequest, for a model that overrides KServe's hooks."""
-    inputs = [_filled(InferInput, name, values) for name, values in request.tensors.items()]
-    return InferRequest(
+    """A Request in KServe's own form, for a model that overrides KServe's hooks, made from what was sent."""
+    read, body = cast(Source, request.source)  # REST and gRPC both say it
+    found: InferRequest = read(request, body)
+    return found
+
+
+def from_rest(request: Request, body: bytes) -> InferRequest:
+    """A v2 REST body, whose `request` was read already, as KServe reads it: JSON data as the list that was sent."""
+    length = request.headers.get(JSON_LENGTH_HEADER)
+    message = loads(body if length is None else memoryview(body)[: int(length)])
+    asked = message.get("outputs") or []
+    return _RestRequest(
         request.model,
-        inputs,
-        request_id=request.id or None,
-        parameters=request.parameters,
+        [_input(item, request.tensors[item["name"]]) for item in message["inputs"]],
+        request_id=message.get("id"),
+        parameters=message.get("parameters"),
+        request_outputs=[RequestedOutput(item["name"], item.get("parameters") or {}) for item in asked] or None,
         model_version=request.version or None,
     )
 
 
-def answer_from(result: Any, request: Request) -> Answer:
-    """What such a model returned, as an Answer; ModelError for what is neither of KServe's forms."""
+def _input(item: dict[str, Any], values: np.ndarray) -> InferInput:
+    parameters = item.get("parameters") or {}
+    name, shape, datatype = item["name"], item["shape"], item["datatype"]
+    if "data" in item:
+        data = item["data"]
+        return InferInput(name, shape, datatype, data if isinstance(data, list) else [data], parameters)
+    parameters.pop("binary_data_size")
+    found = _RawInput(name, shape, datatype, parameters=parameters)
+    found._raw_data: Any = bytes(raw_bytes(values))
+    return found
+
+
+def from_grpc(request: Request, body: bytes) -> InferRequest:
+    """A ModelInferRequest, whose `request` was read already, as KServe reads it."""
+    return InferRequest.from_grpc(ModelInferRequest.FromString(body))
+
+
+def answer_from(result: Any, headers: Mapping[str, str], request: Request) -> Answer:
+    """What a model written for KServe returned, in any of the forms that KServe's servers take, as an Answer.
+
+    ModelError for anything else.
+    """
+    where = f"model {request.model!r}"
+    found = _response(result, where)
+    own = models_own(headers, request.model)
+    tensors = {item.name: _values(item, f"output {item.name!r} of {where}") for item in found.outputs}
+    beside = Beside(
+        id=_text(found.id, "id", where),
+        outputs={item.name: _parameters(item.parameters, f"output {item.name!r} of {where}") for item in found.outputs},
+        headers={name: value for name, value in own.items() if not name.startswith("content-")},
+        typed=all(_is_list(item) and item.datatype in CONTENTS for item in found.outputs),
+    )
+    return Answer(
+        tensors,
+        model=_text(found.model_name, "model_name", where) or request.model,
+        version=_text(found.model_version, "model_version", where) or request.version,
+        parameters=_parameters(found.parameters, where),
+        beside=beside,
+    )
+
+
+def _is_list(item: Any) -> bool:
+    return item._raw_data is None and isinstance(item.data, list)
+
+
+def _response(result: Any, where: str) -> InferResponse:
     if isinstance(result, InferResponse):
-        tensors = {item.name: item.as_numpy() for item in result.outputs}
-    elif isinstance(result, dict) and isinstance(result.get("outputs"), list):
-        tensors = {
-            item["name"]: InferOutput(item["name"], item["shape"], item["datatype"], item["data"]).as_numpy()
-            for item in result["outputs"]
-        }
-    else:
+        return result
+    try:
+        if isinstance(result, ModelInferResponse):
+            return InferResponse.from_grpc(result)
+        if isinstance(result, dict) and isinstance(result.get("outputs"), list):
+            if any("contents" in item for item in result["outputs"]):
+                return InferResponse.from_grpc(ModelInferResponse(**result))
+            return InferResponse.from_rest(result)
+    except Exception as error:  # of many kinds
         found = type(result).__name__
-        raise errors.ModelError(f"model {request.model!r} returned {found}: expected KServe's InferResponse for v2")
-    return Answer(tensors, model=request.model, version=request.version, id=request.id)
+        raise errors.ModelError(f"{where} returned a {found} that is no v2 answer: {error!r}") from error
+    raise errors.ModelError(f"{where} returned {type(result).__name__}: expected KServe's InferResponse for v2")
+
+
+def _values(item: InferOutput, label: str) -> np.ndarray:
+    try:
+        if item._raw_data is not None:
+            return tensor_from_raw(item._raw_data, item.datatype, list(item.shape), label)
+        values = item.as_numpy()
+    except Exception as error:  # of many kinds, for data that does not fit the shape
+        raise errors.ModelError(f"{label} does not fit its shape and datatype: {error}") from error
+    return as_bytes(values, label) if item.datatype == "BYTES" else values
+
+
+def _parameters(found: Any, where: str) -> dict[str, Any]:
+    parameters = {key: _plain(value) for key, value in (found or {}).items() if key != "binary_data_size"}
+    for key, value in parameters.items():
+        if not isinstance(key, str) or not isinstance(value, (bool, int, float, str)):
+            raise errors.ModelError(f"{where} has the parameter {key!r}: expected text, a number, or true or false")
+    return parameters
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise errors.ModelError(f"{where} answered with the {what} {value!r}: expected text")
+    return value or ""
 
 
 def keep_off_the_loop(model: Any) -> None:
@@ -118,58 +239,7 @@ def _in_pool(hook: Callable[..., Any]) -> Callable[..., Any]:
     return pooled
 
 
-@contextlib.contextmanager
-def translated_errors() -> Iterator[None]:
-    """Our errors as KServe's classes, as far as those go: its server maps them to statuses."""
-    try:
-        yield
-    except errors.InvalidInput as error:
-        raise kserve.errors.InvalidInput(error.message) from error
-    except errors.ModelNotFound as error:
-        raise kserve.errors.ModelNotFound(error.message) from error
-    except errors.Unavailable as error:
-        raise kserve.errors.ServerNotReady(error.message) from error
-    except errors.NotSupported as error:
-        raise NotImplementedError(error.message) from error
-    except errors.ServingError as error:
-        raise kserve.errors.InferenceError(error.message) from error
-
-
-def is_the_callers_fault(error: BaseException) -> bool:
-    """Whether it is an answer to a wrong request, and nothing for the log: it often quotes what was sent."""
-    ours = error if isinstance(error, errors.ServingError) else error.__cause__
-    if isinstance(ours, errors.ServingError):
-        return ours.http < 500
-    return isinstance(error, (kserve.errors.InvalidInput, kserve.errors.ModelNotFound))
-
-
-@contextlib.contextmanager
-def our_errors(model: str, request_id: str) -> Iterator[None]:
-    """The other way round: what a model written for KServe raises, as ours."""
-    try:
-        yield
-    except errors.KServeKitError:
-        raise
-    except Exception as error:
-        if isinstance(error.__cause__, errors.ServingError):  # translated for KServe on its way here
-            raise error.__cause__ from None
-        raise _ours(error, model, request_id) from error
-
-
-def _ours(error: Exception, model: str, request_id: str) -> errors.ServingError:
-    if isinstance(error, kserve.errors.InvalidInput):
-        return errors.InvalidInput(str(error))
-    if isinstance(error, kserve.errors.ModelNotFound):
-        return errors.ModelNotFound(str(error))
-    if isinstance(error, (kserve.errors.ModelNotReady, kserve.errors.ServerNotReady)):
-        return errors.Unavailable(str(error), retry_after=1)
-    if isinstance(error, NotImplementedError):
-        return errors.NotSupported(str(error) or f"model {model!r} does not do that")
-    named = f" (request id {request_id})" if request_id else ""
-    return errors.ModelError(f"model {model!r} failed{named}; the server's log has the reason")
-
-
-def _filled(kind: Any, name: str, values: np.ndarray) -> Any:
-    item = kind(name, list(values.shape), datatype_of(values, f"tensor {name!r}"))
-    item.set_data_from_numpy(values, binary_data=True)
-    return item
+def _output(name: str, values: np.ndarray) -> InferOutput:
+    output = InferOutput(name, list(values.shape), datatype_of(values, f"tensor {name!r}"))
+    output.set_data_from_numpy(values, binary_data=True)
+    return output

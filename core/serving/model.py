@@ -20,6 +20,7 @@ from kservekit.codec.message import Answer, Request
 from kservekit.errors import CannotStart, KServeKitError, ModelError, ModelNotFound, NotSupported
 from kservekit.oip import Backend, connect
 from kservekit.serving import kserve_types
+from kservekit.serving.kserve_errors import translated_errors
 from kservekit.serving.pool import handler_pool
 from kservekit.telemetry.timing import stage
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, check_outputs
@@ -90,7 +91,7 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
         self, payload: Any, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None
     ) -> Any:
         """KServe's hook: a v1 dict in and out, or KServe's InferRequest and InferResponse."""
-        with kserve_types.translated_errors():
+        with translated_errors():
             spec = await self.spec()
             request = kserve_types.request_from(payload, spec, headers or {})
             request.model = self.name

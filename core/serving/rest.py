@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
 from kservekit.codec import events, rest_v1, rest_v2
-from kservekit.codec.json_values import dumps, loads
+from kservekit.codec.json_values import dumps
 from kservekit.codec.message import TIMEOUT_HEADER, Request
 from kservekit.config import ServerSettings
 from kservekit.errors import (
@@ -31,7 +31,7 @@ from kservekit.errors import (
     Unavailable,
 )
 from kservekit.identity import Principal
-from kservekit.serving import cloudevents
+from kservekit.serving import cloudevents, kserve_types, kserve_v1
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
 from kservekit.serving.headers import as_dict
@@ -45,6 +45,9 @@ Reply = tuple[int, Headers, bytes | AsyncGenerator[bytes]]
 """Status, headers, and the body: whole, or its pieces as they come."""
 Ways = dict[str, tuple[Callable[..., Coroutine[Any, Any, Reply]], dict[str, str]]]
 """What a path stands for, by method: the handler, and what it is told of the path."""
+
+Hooks = Callable[[Any, Request], Coroutine[Any, Any, kserve_v1.Written]]
+"""predict_v1 or explain_v1 of the data plane."""
 
 _JSON = {"content-type": "application/json"}
 _VERSION = r"(?:/versions/(?P<version>[^/]+))?"
@@ -124,8 +127,13 @@ class RestApp:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         if not isinstance(body, bytes):
             departure: Departure = scope[SCOPE_KEY]
-            with contextlib.suppress(Cancelled):  # who went away needs no word of it
+            try:
                 await departure.ends(_send_each(body, send))
+            except Cancelled:  # who went away needs no word of it
+                pass
+            except ServingError as error:
+                log.warning("a stream broke off: %s: %s", scope["path"], error)
+                return  # uvicorn closes the connection, so that the caller knows that this was not all
             body = b""
         await send({"type": "http.response.body", "body": body})
 
@@ -220,7 +228,7 @@ class RestApp:
             request = rest_v2.decode_request(
                 body, call.headers.get(rest_v2.JSON_LENGTH_HEADER), max_tensors=self.settings.max_tensors
             )
-        request.version = version
+        request.version, request.source = version, (kserve_types.from_rest, body)
         if events.wanted(call.headers.get("accept", "")):
             return await self._events(call.told(request, name))
         answer = await self.dataplane.infer(call.told(request, name))
@@ -228,7 +236,8 @@ class RestApp:
             spec = await self.dataplane.spec(name, call.deadline)
             parts, json_length = rest_v2.encode_answer(answer, request, spec)
             written = b"".join(parts)
-        return 200, rest_v2.headers(json_length), written
+        headers = rest_v2.headers(json_length)
+        return 200, headers if answer.beside is None else answer.beside.headers | headers, written
 
     async def _events(self, request: Request) -> Reply:
         """Server-sent events. What goes wrong before the first answer has its own status."""
@@ -256,8 +265,7 @@ class RestApp:
     async def predict_v1(self, name: str, call: Call, body: bytes) -> Reply:
         event, body = cloudevents.opened(call.headers, body)
         if not self.dataplane.takes_arrays(name):
-            written = dumps(await self.dataplane.predict_v1(loads(body), call.told(Request({}), name)))
-            return cloudevents.closed(event, name, 200, dict(_JSON), written)
+            return await self._hooked_v1(self.dataplane.predict_v1, name, call, event, body)
         spec = await self.dataplane.spec(name, call.deadline)
         with timing.stage("read"):
             request = rest_v1.decode_request(body, spec, max_tensors=self.settings.max_tensors)
@@ -268,8 +276,14 @@ class RestApp:
 
     async def explain_v1(self, name: str, call: Call, body: bytes) -> Reply:
         event, body = cloudevents.opened(call.headers, body)
-        written = dumps(await self.dataplane.explain_v1(loads(body), call.told(Request({}), name)))
-        return cloudevents.closed(event, name, 200, dict(_JSON), written)
+        return await self._hooked_v1(self.dataplane.explain_v1, name, call, event, body)
+
+    async def _hooked_v1(self, hooks: Hooks, name: str, call: Call, event: cloudevents.Event, body: bytes) -> Reply:
+        payload = kserve_v1.payload_from(body, call.headers)
+        headers, written = await hooks(payload, call.told(Request({}), name))
+        if isinstance(written, bytes):
+            return cloudevents.closed(event, name, 200, headers, written)
+        return 200, headers, written
 
     async def metadata(self, name: str, version: str) -> Reply:
         return 200, dict(_JSON), dumps(await self.dataplane.metadata(name, version))
