@@ -97,21 +97,24 @@ class _RawInput(InferInput):  # type: ignore[misc]
         self._data = data
 
 
-class _RestRequest(InferRequest):  # type: ignore[misc]
-    """Where it is handed on to a predictor, what came raw goes on raw."""
+class _SentRequest(InferRequest):  # type: ignore[misc]
+    """Where it is handed on to a predictor, what came raw goes on raw, and is said to be so."""
 
     def to_rest(self) -> Any:
+        self._keep_raw()
         for item in self.inputs:
-            if type(item) is _RawInput and item._raw_data is not None:
-                item.__class__ = InferInput
-                item.parameters = {**item.parameters, "binary_data_size": len(item._raw_data)}
+            if item._raw_data is not None:
+                item.parameters = {**(item.parameters or {}), "binary_data_size": len(item._raw_data)}
         return super().to_rest()
 
     def to_grpc(self) -> Any:
+        self._keep_raw()
+        return super().to_grpc()
+
+    def _keep_raw(self) -> None:
         for item in self.inputs:
             if type(item) is _RawInput:
-                item.__class__ = InferInput
-        return super().to_grpc()
+                item.__class__ = InferInput  # its data is no list that is yet to be made
 
 
 def infer_request_from(request: Request) -> InferRequest:
@@ -126,7 +129,7 @@ def from_rest(request: Request, body: bytes) -> InferRequest:
     length = request.headers.get(JSON_LENGTH_HEADER)
     message = loads(body if length is None else memoryview(body)[: int(length)])
     asked = message.get("outputs") or []
-    return _RestRequest(
+    return _SentRequest(
         request.model,
         [_input(item, request.tensors[item["name"]]) for item in message["inputs"]],
         request_id=message.get("id"),
@@ -150,7 +153,7 @@ def _input(item: dict[str, Any], values: np.ndarray) -> InferInput:
 
 def from_grpc(request: Request, body: bytes) -> InferRequest:
     """A ModelInferRequest, whose `request` was read already, as KServe reads it."""
-    return InferRequest.from_grpc(ModelInferRequest.FromString(body))
+    return _SentRequest.from_grpc(ModelInferRequest.FromString(body))
 
 
 def answer_from(result: Any, headers: Mapping[str, str], request: Request) -> Answer:
