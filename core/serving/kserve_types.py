@@ -146,14 +146,18 @@ def _input(item: dict[str, Any], values: np.ndarray) -> InferInput:
         data = item["data"]
         return InferInput(name, shape, datatype, data if isinstance(data, list) else [data], parameters)
     parameters.pop("binary_data_size")
-    found = _RawInput(name, shape, datatype, parameters=parameters)
-    found._raw_data: Any = bytes(raw_bytes(values))
+    found: Any = _RawInput(name, shape, datatype, parameters=parameters)
+    found._raw_data = bytes(raw_bytes(values))
     return found
 
 
 def from_grpc(request: Request, body: bytes) -> InferRequest:
     """A ModelInferRequest, whose `request` was read already, as KServe reads it."""
     return _SentRequest.from_grpc(ModelInferRequest.FromString(body))
+
+
+_OF_THE_BODY = frozenset({"content-encoding", "content-type"})
+"""Headers that follow from how a v2 answer is written."""
 
 
 def answer_from(result: Any, headers: Mapping[str, str], request: Request) -> Answer:
@@ -168,7 +172,7 @@ def answer_from(result: Any, headers: Mapping[str, str], request: Request) -> An
     beside = Beside(
         id=_text(found.id, "id", where),
         outputs={item.name: _parameters(item.parameters, f"output {item.name!r} of {where}") for item in found.outputs},
-        headers={name: value for name, value in own.items() if not name.startswith("content-")},
+        headers={name: value for name, value in own.items() if name not in _OF_THE_BODY},
         typed=all(_is_list(item) and item.datatype in CONTENTS for item in found.outputs),
     )
     return Answer(
