@@ -52,6 +52,8 @@ LOOK_S = 0.01
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
+_END: Any = object()
+
 _ids = map(f"{uuid.uuid4().hex[:16]}-{{:x}}".format, itertools.count(1))
 
 
@@ -260,8 +262,8 @@ class DataPlane:
 
         async def step() -> Any:
             with our_errors(request.model, request.id):
-                value = await anext(found, None)
-                return None if value is None else kserve_v1.piece(value, request.model)
+                value = await anext(found, _END)
+                return None if value is _END else kserve_v1.piece(value, request.model)
 
         try:
             with self._slots(request):
