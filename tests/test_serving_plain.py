@@ -1,13 +1,16 @@
 """A kserve.Model that knows nothing of us, under KServe's own server and under ours: the same requests to both."""
 
+import asyncio
 import http.client
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import grpc
 import httpx
+import kserve
 import numpy as np
 import pytest
 from calls import ask
@@ -16,7 +19,10 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 
 from kservekit import errors
+from kservekit.codec.message import Request
+from kservekit.config import ServerSettings
 from kservekit.local.server import LocalServer
+from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.kserve_errors import our_errors
 
 PLAIN = str(Path(__file__).with_name("served_plain.py"))
@@ -287,3 +293,40 @@ def test_what_kserves_clients_raise_has_its_place_and_says_no_address(raised, er
         raise raised
     assert type(found.value) is error
     assert "10.0.0.1" not in str(found.value)
+
+
+class Dripping(kserve.Model):
+    ended = 0
+
+    async def predict(self, payload, headers=None):
+        async def drops():
+            try:
+                while True:
+                    yield "drop\n"
+                    await asyncio.sleep(0)
+            finally:
+                self.ended += 1
+
+        return drops()
+
+
+def test_a_stream_takes_a_place_until_it_ends_and_ends_with_its_caller():
+    async def main():
+        model = Dripping("m")
+        model.load()
+        models = kserve.ModelRepository()
+        models.update(model)
+        plane = DataPlane(models, ServerSettings(max_concurrency=1))
+        _, drops = await plane.predict_v1({}, Request({}, model="m"))
+        assert await anext(drops) == b"drop\n"
+        with pytest.raises(errors.TooManyRequests):
+            await plane.predict_v1({}, Request({}, model="m"))
+        await drops.aclose()
+        assert model.ended == 1
+        _, drops = await plane.predict_v1({}, Request({}, model="m", deadline=time.monotonic() + 0.2))
+        with pytest.raises(errors.DeadlineExceeded, match="gave no answer before the request's deadline"):
+            async for _ in drops:
+                pass
+        assert model.ended == 2
+
+    asyncio.run(main())
