@@ -25,6 +25,9 @@ from kservekit.tensors import DATATYPES, as_bytes, datatype_of, numpy_dtype, obj
 _EXACT_FLOAT = 2.0**53
 """From here on a float stands for several whole numbers. orjson reads those beyond 64 bits as floats, too."""
 
+DEEPEST = 64
+"""Levels of lists and objects. orjson reads 1,024 of them and writes 254: what comes in must go out again."""
+
 _LEAF_TYPES: dict[str, tuple[set[type], str]] = {
     "BOOL": ({bool}, "true or false"),
     "BYTES": ({str, dict}, "a string"),
@@ -37,6 +40,25 @@ def loads(body: bytes | bytearray | memoryview) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"malformed JSON: {error}") from None
+
+
+def check_depth(value: Any, label: str) -> Any:
+    """The value, where nothing in it lies deeper than is handed on; InvalidInput names `label`.
+
+    For what nobody looks into who could say more: parameters, events, the body of a model that takes JSON itself.
+    """
+    containers = [value] if type(value) in _CONTAINERS else []
+    for _ in range(DEEPEST):
+        if not containers:
+            return value
+        inside = chain.from_iterable(each.values() if type(each) is dict else each for each in containers)
+        containers = [each for each in inside if type(each) in _CONTAINERS]
+    if containers:
+        raise InvalidInput(f"{label}: nested over {DEEPEST} levels deep, the most there may be")
+    return value
+
+
+_CONTAINERS = (dict, list)
 
 
 def dumps(value: Any) -> bytes:
@@ -83,28 +105,41 @@ def check_fits(found: tuple[int, ...], shape: Sequence[Any], label: str) -> None
         )
 
 
-def flat_list(values: np.ndarray, label: str, *, as_base64: bool = False) -> Any:
+def flat_list(
+    values: np.ndarray, label: str, *, as_base64: bool = False, error: type[InvalidInput | ModelError] = ModelError
+) -> Any:
     """An array as what orjson writes as a JSON list of its elements in row-major order."""
-    return plain(values.reshape(-1), label, as_base64=as_base64)
+    return plain(values.reshape(-1), label, as_base64=as_base64, error=error)
 
 
-def plain(values: np.ndarray, label: str, *, as_base64: bool = False) -> Any:
-    """An array as what orjson writes as nested JSON lists; ModelError for what JSON cannot hold."""
+def plain(
+    values: np.ndarray, label: str, *, as_base64: bool = False, error: type[InvalidInput | ModelError] = ModelError
+) -> Any:
+    """An array as what orjson writes as nested JSON lists; `error` for what JSON cannot hold.
+
+    That is a model's fault in an answer, and a caller's in a request that goes on to somebody's server.
+    """
     if datatype_of(values, label) == "BYTES":
         elements = as_bytes(values, label).ravel().tolist()
         try:
             texts = list(map(bytes.decode, map(base64.b64encode, elements) if as_base64 else elements))
         except UnicodeDecodeError:
-            raise ModelError(f"{label} holds bytes that are not UTF-8; declare its content_type as base64") from None
+            raise error(f"{label} holds bytes that are not UTF-8; declare its content_type as base64") from None
         return object_array(texts).reshape(values.shape).tolist()
     if values.dtype.kind not in "biu":
         if values.dtype.itemsize < 4:  # FP16 and BF16, which JSON writers do not know
             values = values.astype(np.float32)
         if np.count_nonzero(np.isfinite(values)) < values.size:  # NumPy's .all() takes five times as long for a few
-            raise ModelError(f"{label} holds NaN or Inf, which JSON has no form for; ask for binary data or by gRPC")
+            raise error(f"{label} holds NaN or Inf, which JSON has no form for; {_WAY_OUT[error]}")
     if values.dtype.isnative and values.flags.c_contiguous:
         return values
     return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
+
+
+_WAY_OUT = {
+    ModelError: "ask for binary data or by gRPC",
+    InvalidInput: "the predictor of this model is reached by JSON",
+}
 
 
 class _Found(NamedTuple):

@@ -90,10 +90,20 @@ class Answer:
 
     def rows(self) -> int:
         """The outputs' common first dimension; ModelError where they have none in common."""
-        lengths = {name: array.shape[0] if array.ndim else None for name, array in self.tensors.items()}
-        if len(set(lengths.values())) != 1 or None in lengths.values():
-            shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in self.tensors.items())
+        count = common_rows(self.tensors)
+        if count is None:
             raise ModelError(
-                f"v1 answers in rows, and these outputs share no first dimension: {shapes or 'none'}; ask by v2"
+                f"v1 answers in rows, and these outputs share no first dimension: {shapes(self.tensors)}; ask by v2"
             )
-        return lengths.popitem()[1] or 0
+        return count
+
+
+def common_rows(tensors: Tensors) -> int | None:
+    """Their first dimension; None where they have none in common."""
+    lengths = {array.shape[0] if array.ndim else None for array in tensors.values()}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def shapes(tensors: Tensors) -> str:
+    """Each by its name, for an error's text."""
+    return ", ".join(f"{name!r} {list(array.shape)}" for name, array in tensors.items()) or "none"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.codec.json_values import array, dumps, loads, plain, shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
+from kservekit.codec.json_values import array, check_depth, dumps, loads, plain, shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count, common_rows, shapes
 from kservekit.errors import InvalidInput
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, as_bytes, datatype_of, object_array
 
@@ -34,6 +34,7 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, max_tensors: int = 
     parameters = payload.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidInput('"parameters" must be an object')
+    check_depth(parameters, '"parameters"')
     if "instances" in payload:
         rows = payload["instances"]
         if not isinstance(rows, list):
@@ -78,15 +79,22 @@ def payload_from(answer: Answer, spec: ModelSpec = NO_SPEC) -> dict[str, Any]:
 
 
 def encode_request(tensors: Tensors) -> bytes:
-    """Named arrays as rows for somebody's v1 predictor; BYTES travel as `{"b64": ...}`."""
-    answer = Answer(tensors)
-    count = answer.rows()
+    """Named arrays as rows for somebody's v1 predictor; BYTES travel as `{"b64": ...}`.
+
+    Raises InvalidInput for inputs that share no first dimension, and for NaN or Inf.
+    """
+    count = common_rows(tensors)
+    if count is None:
+        raise InvalidInput(
+            "the predictor of this model is reached by v1, which has rows, and these inputs share no first "
+            f"dimension: {shapes(tensors)}"
+        )
     columns: dict[str, Any] = {}
     for name, values in tensors.items():
-        if datatype_of(values, f"input {name!r}") == "BYTES":
-            columns[name] = _with_b64(as_bytes(values, f"input {name!r}"))
+        if datatype_of(values, f"input {shown(name)}") == "BYTES":
+            columns[name] = _with_b64(as_bytes(values, f"input {shown(name)}"))
         else:
-            columns[name] = plain(values, f"input {name!r}")
+            columns[name] = plain(values, f"input {shown(name)}", error=InvalidInput)
     if len(columns) == 1:
         return dumps({"instances": next(iter(columns.values()))})
     return dumps({"instances": [{name: column[row] for name, column in columns.items()} for row in range(count)]})

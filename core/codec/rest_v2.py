@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.codec.json_values import array, check_fits, dumps, flat_list, loads, shown
+from kservekit.codec.json_values import array, check_depth, check_fits, dumps, flat_list, loads, shown
 from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
 from kservekit.codec.raw import raw_bytes, tensor_from_raw
-from kservekit.errors import InvalidInput
+from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, TensorSpec, datatype_of
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -198,9 +198,13 @@ def _encode_tensors(
             encode = datatype == "BYTES" and name in as_base64
             if encode:
                 item["parameters"] = {"content_type": "base64"}
-            item["data"] = flat_list(values, label, as_base64=encode)
+            item["data"] = flat_list(values, label, as_base64=encode, error=_AT_FAULT[kind])
         items.append(item)
     return items, parts
+
+
+_AT_FAULT: dict[str, type[InvalidInput | ModelError]] = {"input": InvalidInput, "output": ModelError}
+"""For values that JSON has no form for."""
 
 
 def _join(head: dict[str, Any], parts: list[bytes | memoryview]) -> Body:
@@ -225,7 +229,7 @@ def _objects(value: Any, what: str, most: int | None = None) -> list[dict[str, A
 def _parameters(item: dict[str, Any], what: str) -> dict[str, Any]:
     """Those of a message or of a tensor; null counts as none, because some writers put it where a field is unset."""
     value = item.get("parameters")
-    return {} if value is None else _object(value, what)
+    return {} if value is None else check_depth(_object(value, what), what)
 
 
 def _flag(value: Any, what: str) -> bool:

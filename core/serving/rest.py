@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
 from kservekit.codec import events, rest_v1, rest_v2
-from kservekit.codec.json_values import dumps
+from kservekit.codec.json_values import check_depth, dumps
 from kservekit.codec.message import TIMEOUT_HEADER, Request
 from kservekit.config import ServerSettings
 from kservekit.errors import (
@@ -263,23 +263,24 @@ class RestApp:
         return 200, {"content-type": events.CONTENT_TYPE, "cache-control": "no-cache"}, pieces()
 
     async def predict_v1(self, name: str, call: Call, body: bytes) -> Reply:
-        event, body = cloudevents.opened(call.headers, body)
         if not self.dataplane.takes_arrays(name):
-            return await self._hooked_v1(self.dataplane.predict_v1, name, call, event, body)
+            return await self._hooked_v1(self.dataplane.predict_v1, name, call, body)
+        with timing.stage("read"):
+            event, payload = cloudevents.opened(call.headers, body)
         spec = await self.dataplane.spec(name, call.deadline)
         with timing.stage("read"):
-            request = rest_v1.decode_request(body, spec, max_tensors=self.settings.max_tensors)
+            request = rest_v1.request_from(payload, spec, max_tensors=self.settings.max_tensors)
         answer = await self.dataplane.infer(call.told(request, name))
         with timing.stage("write"):
             written = rest_v1.encode_answer(answer, spec)
         return cloudevents.closed(event, name, 200, dict(_JSON), written)
 
     async def explain_v1(self, name: str, call: Call, body: bytes) -> Reply:
-        event, body = cloudevents.opened(call.headers, body)
-        return await self._hooked_v1(self.dataplane.explain_v1, name, call, event, body)
+        return await self._hooked_v1(self.dataplane.explain_v1, name, call, body)
 
-    async def _hooked_v1(self, hooks: Hooks, name: str, call: Call, event: cloudevents.Event, body: bytes) -> Reply:
-        payload = kserve_v1.payload_from(body, call.headers)
+    async def _hooked_v1(self, hooks: Hooks, name: str, call: Call, body: bytes) -> Reply:
+        event, payload = cloudevents.opened(call.headers, body, lambda body: kserve_v1.payload_from(body, call.headers))
+        check_depth(payload, "the body")
         headers, written = await hooks(payload, call.told(Request({}), name))
         if isinstance(written, bytes):
             return cloudevents.closed(event, name, 200, headers, written)

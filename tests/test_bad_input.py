@@ -1,0 +1,227 @@
+"""Whatever comes in, on whatever way through the server: an answer, or a refusal with its reason, and never a 500."""
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import kserve
+import pytest
+from calls import served
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
+from served_models import Echo, Passing
+
+from kservekit.cache import MemoryStore, ResponseCache
+from kservekit.config import BackendSettings, ServerSettings
+from kservekit.oip import connect
+from kservekit.serving.dataplane import DataPlane
+from kservekit.serving.departure import SCOPE_KEY, Departure
+from kservekit.serving.grpc import InferenceService
+from kservekit.serving.kserve_types import keep_off_the_loop
+from kservekit.serving.rest import RestApp
+
+CLOUD_EVENT = "application/cloudevents+json"
+
+
+class Reflecting(kserve.Model):
+    """Written for KServe; gives back what it is given."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.ready = True
+
+    def predict(self, payload, headers=None, response_headers=None):
+        if not isinstance(payload, kserve.InferRequest):
+            return {"predictions": payload}
+        outputs = [kserve.InferOutput(each.name, each.shape, each.datatype) for each in payload.inputs]
+        for output, each in zip(outputs, payload.inputs, strict=True):
+            output.set_data_from_numpy(each.as_numpy())
+        return kserve.InferResponse(payload.id or "1", self.name, outputs)
+
+    explain = predict
+
+
+class Hooked(Echo):
+    """Ours, with one of KServe's own hooks overridden."""
+
+    async def postprocess(self, result, headers=None, response_headers=None):
+        return result
+
+
+class Rooms:
+    """The ways through a server, each as a model of one that listens nowhere: the model's name says which."""
+
+    def __init__(self, backend):
+        protocols = {"v1": backend.http_url, "v2": backend.http_url, "grpc-v2": backend.grpc_url}
+        self.backends = {key: connect(host, key, settings=BackendSettings()) for key, host in protocols.items()}
+        models = [Echo("predictor"), Echo("cached"), Hooked("hooked"), Reflecting("kserve")]
+        models += [Passing(key, backend=found, predictor_model="m") for key, found in self.backends.items()]
+        registry = kserve.ModelRepository()
+        for model in models:
+            keep_off_the_loop(model) if isinstance(model, Reflecting) else None
+            model.ready = True
+            registry.update(model)
+        cache = ResponseCache(MemoryStore(2**20), ttl_s=60)
+        self.settings = ServerSettings()
+        self.planes = {
+            model.name: DataPlane(registry, self.settings, cache=cache if model.name == "cached" else None)
+            for model in models
+        }
+
+    async def post(self, way, verb, body, **headers):
+        """Status, headers and body of a POST."""
+        path = f"/v2/models/{way}/infer" if verb == "infer" else f"/v1/models/{way}:{verb}"
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "headers": [(key.encode(), value.encode()) for key, value in named.items()],
+            SCOPE_KEY: Departure(),
+        }
+        received = [{"type": "http.request", "body": body}]
+        sent = []
+
+        async def receive():
+            return received.pop()
+
+        async def send(message):
+            sent.append(message)
+
+        await RestApp(self.planes[way], self.settings, "")(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"]), b"".join(each["body"] for each in sent[1:])
+
+    async def ask(self, message):
+        """The answer to a gRPC message, or the error."""
+        call = SimpleNamespace(seconds_left=None, pairs=[], trailing={})
+        found = messages.ModelInferRequest.FromString(message)
+        return await InferenceService(self.planes[found.model_name]).infer(message, call)
+
+
+WAYS = ["predictor", "cached", "hooked", "kserve", "v1", "v2", "grpc-v2"]
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with served("Echo") as server:
+        yield server
+
+
+@asynccontextmanager
+async def rooms(backend):
+    found = Rooms(backend)
+    try:
+        yield found
+    finally:
+        for each in found.backends.values():
+            await each.close()
+
+
+GOOD = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+
+
+def lists(levels):
+    return "[" * levels + "1" + "]" * levels
+
+
+def objects(levels):
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+def v2(*, parameters="{}", outputs="[]", **changed):
+    item = json.dumps(GOOD | changed).replace('"deep"', lists(300))
+    return f'{{"inputs": [{item}], "parameters": {parameters}, "outputs": {outputs}}}'
+
+
+def v1(rows="[[1, 2, 3]]", parameters="{}"):
+    return f'{{"instances": {rows}, "parameters": {parameters}}}'
+
+
+def event(data='{"instances": [[1]]}', more="", version='"1.0"', id='"1"'):
+    return f'{{"specversion": {version}, "id": {id}, "source": "s", "type": "t", "data": {data} {more}}}'
+
+
+BODIES = {
+    "infer": [
+        v2(),
+        *(v2(parameters=f'{{"a": {found}}}') for found in (lists(300), objects(300), "[1]", "null", "1e308", "9" * 50)),
+        v2(parameters=objects(1000)),
+        v2(outputs=f'[{{"name": "x", "parameters": {{"a": {lists(300)}}}}}]'),
+        v2(parameters={"a": "deep"}).replace("'", '"'),
+        v2(data="deep"),
+        v2(data=[1, 2]),
+        v2(data=None),
+        v2(datatype="FP64", data=[1e308, 2, 3]),
+        v2(datatype="INT64", data=[2**64, 2, 3]),
+        v2(datatype="BYTES", data=["a", "é", "\ud83d\ude00"]),
+        v2(shape=[], data=1),
+        v2(shape=[0, 3], data=[]),
+        v2(name="n" * 100_000),
+        v2(parameters=json.dumps({"p" * 100_000: 1})),
+        v2(outputs=json.dumps([{"name": "o" * 100_000}])),
+        v2()[:-1] + f', "id": "{"i" * 100_000}"}}',
+        v2()[:-1] + ', "id": "a\\u0000\\r\\nb"}',
+        *(
+            v2(parameters=json.dumps({name: value}))
+            for name, values in {
+                "timeout": (-5, "abc", 1.5, 2**63),
+                "priority": (-1, "x", None),
+                "sequence_id": (-1, 1.5, None, [1], "s" * 1000),
+                "sequence_start": (5, "true"),
+                "sequence_end": (5,),
+            }.items()
+            for value in values
+        ),
+        '{"inputs": []}',
+        "{}",
+        "[]",
+        "",
+    ],
+    "predict": [
+        v1(),
+        *(v1(parameters=f'{{"a": {found}}}') for found in (lists(300), objects(300), "[1]", "null", "1e308", "9" * 50)),
+        v1(rows=lists(500)),
+        v1(rows=f"[{objects(500)}]"),
+        *(v1(rows=found) for found in ("5", "[]", "[null]", "[[1], [2, 3]]", '[1, "a"]', f"[{2**64}]", f"[{9**400}]")),
+        v1(rows=json.dumps([{"k" * 100_000: 1}])),
+        v1(rows='[{"b64": "@@"}]'),
+        '{"inputs": {"x": 5}}',
+        "{}",
+        "[]",
+        "",
+    ],
+    "events": [
+        event(),
+        *(event(found) for found in (lists(300), objects(300), v1(parameters=objects(300)), "1e400", str(9**60), "[]")),
+        event(more=f', "a": {objects(300)}'),
+        event(more=', "a": [1], "b": {"c": 1}, "d": null'),
+        *(event(version=found) for found in ('"9.0"', "9.0", "[1]", "null", "{}")),
+        *(event(id=found) for found in ("5", "null", '""', "{}", lists(300))),
+        event(more=', "data_base64": "e30="'),
+        event().replace('"data": {"instances": [[1]]}', '"data_base64": "@@"'),
+        event().replace('"data": {"instances": [[1]]}', '"data_base64": 5'),
+        "[]",
+        "",
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rest_never_answers_500(backend, way, caplog):
+    async def main():
+        async with rooms(backend) as found:
+            for kind, bodies in BODIES.items():
+                verb = "infer" if kind == "infer" else "predict"
+                content_type = CLOUD_EVENT if kind == "events" else "application/json"
+                for number, body in enumerate(bodies):
+                    status, _, reply = await found.post(way, verb, body.encode(), content_type=content_type)
+                    if status not in ((200, 400, 413, 415) if number else (200,)):
+                        faults.append(f"{kind} {body[:150]}: {status} {reply[:200]}")
+                    assert status == 200 or 10 < len(json.loads(reply)["error"]) < 1100
+
+    faults = []
+    asyncio.run(main())
+    assert faults == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
