@@ -14,6 +14,7 @@ import numpy as np
 
 from kservekit import config, gpu_tensors
 from kservekit.codec.message import Answer, Request
+from kservekit.codec.parameters import check_known
 from kservekit.config import BackendSettings, TritonSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelNotFound, ServingError
 from kservekit.oip import Backend, connect
@@ -201,9 +202,9 @@ class TritonPredictor(Predictor):
         """In microseconds, as Triton has it; a caller may say less."""
         if not self._takes_timeout or request.deadline == math.inf:
             return request.parameters
+        check_known(request.parameters)  # before what is wrong is written over
         left = max(1, int(time_left(request.deadline) * 1e6))
-        asked = request.parameters.get("timeout")
-        return {**request.parameters, "timeout": min(asked, left) if isinstance(asked, int) and asked > 0 else left}
+        return {**request.parameters, "timeout": min(request.parameters.get("timeout") or left, left)}
 
     async def _spec_since(self, moment: float) -> ModelSpec:
         """What Triton said of the model after that moment. Whoever needs it meanwhile waits for one question."""

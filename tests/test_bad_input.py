@@ -7,13 +7,18 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import kserve
+import numpy as np
 import pytest
 from calls import served
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
 from served_models import Echo, Passing
 
 from kservekit.cache import MemoryStore, ResponseCache
+from kservekit.codec import grpc as codec
+from kservekit.codec import rest_v1, rest_v2
+from kservekit.codec.message import Request
 from kservekit.config import BackendSettings, ServerSettings
+from kservekit.errors import InvalidInput, ServingError
 from kservekit.oip import connect
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
@@ -225,3 +230,157 @@ def test_rest_never_answers_500(backend, way, caplog):
     asyncio.run(main())
     assert faults == []
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+TENSORS = [
+    {"x": np.ones((1, 3), np.float32)},
+    {"x": np.array([np.nan, -np.inf])},
+    {"x": np.array(5.0)},
+    {"x": np.ones((0, 3), np.float32)},
+    {"x": np.ones(2), "y": np.ones(3)},
+    {"x": np.array(["é".encode(), b""], object)},
+    {"n" * 100_000: np.ones(2)},
+    {"\U0001f600" * 300: np.ones(2)},
+    {},
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_grpc_never_answers_internal(backend, way, caplog):
+    async def main():
+        async with rooms(backend) as found:
+            for number, tensors in enumerate(TENSORS):
+                request = Request(tensors, model=way)
+                try:
+                    await found.ask(codec.encode_request(request, messages))
+                except InvalidInput:
+                    assert number > 0
+                except ServingError as error:
+                    faults.append(f"{tensors}: {error!r}")
+
+    faults = []
+    asyncio.run(main())
+    assert faults == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"x": np.array([np.nan])}, "input 'x' holds NaN or Inf, which JSON has no form for"),
+        ({"x": np.array(5.0)}, "these inputs share no first dimension: 'x' []"),
+        ({"x": np.ones(2), "y": np.ones(3)}, "these inputs share no first dimension: 'x' [2], 'y' [3]"),
+        ({}, "these inputs share no first dimension: none"),
+    ],
+)
+def test_what_a_v1_predictor_cannot_be_asked_is_the_callers_fault(tensors, reason):
+    with pytest.raises(InvalidInput) as found:
+        rest_v1.encode_request(tensors)
+    assert reason in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("timeout", -5, "is -5: expected whole microseconds from 0 up"),
+        ("timeout", "abc", "is 'abc': expected whole microseconds"),
+        ("timeout", True, "is true: expected whole microseconds"),
+        ("priority", "high", "is 'high': expected a whole number from 0 up"),
+        ("priority", None, "is null: expected a whole number"),
+        ("sequence_id", -1, "is -1: expected a whole number from 0 up, or at most 128 characters"),
+        ("sequence_id", "s" * 129, "expected a whole number from 0 up, or at most 128 characters"),
+        ("sequence_start", 5, "is 5: expected true or false"),
+        ("sequence_end", "true", "is 'true': expected true or false"),
+    ],
+)
+def test_what_triton_answers_with_500_is_refused_before_with_the_same_words_on_each_wire(name, value, reason):
+    request = Request({"x": np.ones(1)}, parameters={name: value})
+    for encode in (rest_v2.encode_request, lambda request: codec.encode_request(request, messages)):
+        with pytest.raises(InvalidInput) as found:
+            encode(request)
+        assert str(found.value).startswith(f"parameter {name!r} is ")
+        assert reason in str(found.value)
+
+
+def test_what_triton_takes_is_let_through():
+    for each in ({"sequence_id": "s", "sequence_start": True, "sequence_end": False}, {"timeout": 0, "priority": 3}):
+        rest_v2.encode_request(Request({"x": np.ones(1)}, parameters=each))
+        codec.encode_request(Request({"x": np.ones(1)}, parameters=each), messages)
+
+
+LONG = "n" * 1025
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda name: rest_v1.decode_request(json.dumps({"instances": [{name: 1}]}).encode()),
+        lambda name: rest_v1.decode_request(json.dumps({"inputs": {name: [1]}}).encode()),
+        lambda name: rest_v1.decode_request(v1(parameters=json.dumps({name: 1})).encode()),
+        lambda name: rest_v2.decode_request(v2(name=name).encode()),
+        lambda name: rest_v2.decode_request(v2(parameters=json.dumps({name: 1})).encode()),
+        lambda name: rest_v2.decode_request(v2(outputs=json.dumps([{"name": name}])).encode()),
+        lambda name: rest_v2.decode_request((v2()[:-1] + f', "id": "{name}"}}').encode()),
+        lambda name: over_grpc(Request({name: np.ones(1)})),
+        lambda name: over_grpc(Request({}, parameters={name: 1})),
+        lambda name: over_grpc(Request({}, outputs={name: {}})),
+        lambda name: over_grpc(Request({}, outputs={"y": {name: 1}})),
+        lambda name: over_grpc(Request({}, id=name)),
+        lambda name: over_grpc(Request({}, model=name)),
+        lambda name: over_grpc(Request({}, version=name)),
+    ],
+)
+def test_a_name_is_at_most_a_kibibyte_on_every_wire(decode):
+    decode("n" * 1024)
+    for name in (LONG, "\N{EURO SIGN}" * 342):
+        with pytest.raises(InvalidInput, match=f"is {len(name.encode())} bytes long: expected at most 1024"):
+            decode(name)
+
+
+def over_grpc(request):
+    return codec.decode_request(codec.encode_request(request, messages), messages)
+
+
+EVENT = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "answer"),
+    [
+        ({"data": {"instances": [1]}}, 200, [1]),
+        ({"data": {"instances": [1]}, "specversion": "0.3"}, 200, [1]),
+        ({"data_base64": "eyJpbnN0YW5jZXMiOiBbMV19"}, 200, [1]),
+        ({"data_base64": "eyJpbnN0YW5jZXMiOiBbMV19", "datacontenttype": "application/x+JSON; a=b"}, 200, [1]),
+        ({"data_base64": "eyJpbnN0YW5jZXMiOiBbMV19", "datacontenttype": "image/png"}, 415, "is 'image/png': expected"),
+        ({"data_base64": "@@"}, 400, "data_base64 is '@@': expected base64"),
+        ({"data_base64": "W1tb"}, 400, "malformed JSON"),
+        ({"data_base64": "e30=", "data": {}}, 400, "either data or data_base64"),
+        ({}, 400, "either data or data_base64"),
+        ({"data": {"instances": [1]}, "specversion": "9.0"}, 400, "specversion '9.0': expected '1.0' or '0.3'"),
+        ({"data": {"instances": [1]}, "specversion": 1.0}, 400, "specversion 1.0: expected"),
+    ],
+)
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_what_a_structured_event_may_be(backend, monkeypatch, merge, event, status, answer):
+    async def main():
+        async with rooms(backend) as found:
+            return await found.post(
+                "predictor", "predict", json.dumps(EVENT | event).encode(), content_type=CLOUD_EVENT
+            )
+
+    monkeypatch.setenv("CE_MERGE", merge)
+    found, _, body = asyncio.run(main())
+    assert found == status
+    if status == 200:
+        assert json.loads(body)["data"] == {"predictions": answer}
+    else:
+        assert answer in json.loads(body)["error"]
+
+
+def test_an_event_in_headers_says_a_version_that_there_is(backend):
+    async def main(version):
+        named = {"ce_specversion": version, "ce_id": "1", "ce_source": "s", "ce_type": "t"}
+        async with rooms(backend) as found:
+            return (await found.post("predictor", "predict", v1().encode(), **named))[0]
+
+    assert [asyncio.run(main(version)) for version in ("1.0", "9.0")] == [200, 400]

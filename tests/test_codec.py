@@ -197,7 +197,7 @@ BAD_JSON = {
     v2(shape=[1], data=[["a" * 50]]): "data of shape [1, 1]",
     v2(shape=[200_001], data=[1] * 200_000 + ["a" * 10_000_000]): "input 'x'[200000] is 'aaaa",
     v2(shape=[1] * 32, data=json.loads("[" * 33 + "1" + "]" * 33)): "and data of shape [1, 1",
-    v2(name="n" * 5000, shape=[3]): f"input '{'n' * 40}...' has shape [3]",
+    v2(name="n" * 900, shape=[3]): f"input '{'n' * 40}...' has shape [3]",
     b'{"inputs": [], "parameters": []}': '"parameters" must be an object',
     b'{"inputs": [], "parameters": {"binary_data_output": "false"}}': "is 'false': expected true or false",
     b'{"inputs": [], "outputs": {}}': '"outputs" must be a list',

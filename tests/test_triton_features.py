@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from calls import WIRES, ask, floats
+from calls import WIRES, ask, floats, http
 from conftest import write_doubles
 
 from kservekit import errors
@@ -204,6 +204,13 @@ def test_what_is_left_of_the_deadline_is_tritons_queue_time_out(all_of_them, ask
     deadline = time.monotonic() + 5  # which gRPC rounds up by up to a hundredth on its way
     answer = ask(all_of_them, "v2 gRPC", {"x": floats([7])}, model="seen", deadline=deadline, parameters=asked)
     assert 0 < seen(answer)["timeout"] <= most
+
+
+@pytest.mark.parametrize("asked", [-5, "abc"])
+def test_a_queue_time_out_that_is_none_is_refused_as_a_priority_is(all_of_them, asked):
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [7]}
+    reply = http(all_of_them.http_url, "/v2/models/seen/infer", {"inputs": [x], "parameters": {"timeout": asked}})
+    assert (reply.status, reply.json["error"][:42]) == (400, f"parameter 'timeout' is {asked!r}: expected whole"[:42])
 
 
 async def runs(triton):

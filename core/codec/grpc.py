@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from kservekit.codec.grpc_wire import cut_out, put_in
 from kservekit.codec.json_values import shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Beside, Request, check_count
+from kservekit.codec.message import MOST_TENSORS, Answer, Beside, Request, check_count, check_name
+from kservekit.codec.parameters import check_known
 from kservekit.codec.raw import MAX_DIMENSIONS, RawLayout, element_count, raw_bytes
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, datatype_of, numpy_dtype, object_array
@@ -57,7 +58,7 @@ def decode_request(data: bytes, messages: Any, *, max_tensors: int = MOST_TENSOR
         tensors,
         model=head.model,
         version=head.version,
-        id=id,
+        id=check_name(id, "the id"),
         parameters=dict(head.parameters),
         outputs={name: dict(parameters) for name, parameters in head.requested.items()},
     )
@@ -98,7 +99,8 @@ def encode_request(request: Request, messages: Any) -> bytes:
 
 
 def request_message(request: Request, messages: Any) -> Any:
-    """A ModelInferRequest without its contents."""
+    """A ModelInferRequest without its contents; InvalidInput for parameters that gRPC or Triton does not take."""
+    check_known(request.parameters)
     described = _described(request.tensors, "input")
     message = _message(messages.ModelInferRequest, "input", request.model, request.version, described)
     message.id = request.id
@@ -165,7 +167,7 @@ def _read(text: bytes, kind: Any, what: str, raw: int, most: int | None) -> _Hea
     for index, item in enumerate(items):
         if not item.name:
             raise InvalidInput(f"{what} {index} has no name")
-        if item.name in names:
+        if check_name(item.name, f"the name of {what} {index}") in names:
             raise InvalidInput(f"{_label(item, what)} is there twice")
         names.add(item.name)
         if raw and item.HasField("contents"):
@@ -173,8 +175,11 @@ def _read(text: bytes, kind: Any, what: str, raw: int, most: int | None) -> _Hea
         if raw:  # of a shape more than the dimensions that there may be is too much anyway
             shape = item.shape[: MAX_DIMENSIONS + 1]
             layouts[item.name] = RawLayout.of(item.datatype, shape, _label(item, what))
-    outputs = {output.name: _parameters(output.parameters) for output in requested}
-    model, version = message.model_name, message.model_version
+    outputs = {check_name(each.name, "an output's name"): _parameters(each.parameters) for each in requested}
+    model, version = (
+        check_name(message.model_name, "the model's name"),
+        check_name(message.model_version, "the version"),
+    )
     return _Head(model, version, _parameters(message.parameters), outputs, () if raw else items, layouts)
 
 
@@ -252,7 +257,7 @@ def _parameters(fields: Any) -> dict[str, Any]:
     found = {}
     for key, value in fields.items():
         choice = value.WhichOneof("parameter_choice")
-        found[key] = getattr(value, choice) if choice else None
+        found[check_name(key, "a parameter's name")] = getattr(value, choice) if choice else None
     return found
 
 

@@ -13,7 +13,6 @@ from kservekit.tensors import Tensors
 TIMEOUT_HEADER = "kservekit-timeout-ms"
 """REST: how long the caller waits, in milliseconds; what grpc-timeout is on gRPC."""
 
-
 MOST_TENSORS = 256
 """Of one request, where a server does not say otherwise (KSERVEKIT_MAX_TENSORS)."""
 
@@ -22,6 +21,18 @@ def check_count(count: int, what: str, limit: int) -> None:
     """InvalidInput where a request has more inputs or requested outputs than are worth a look."""
     if count > limit:
         raise InvalidInput(f"{count} {what}: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")
+
+
+LONGEST_NAME = 1024
+"""Bytes of a name or an id from outside. Backends quote them in their errors, which gRPC carries in a header."""
+
+
+def check_name(name: str, what: str) -> str:
+    """The name; InvalidInput where it is longer than any that means something."""
+    # A character has at most four bytes.
+    if len(name) > LONGEST_NAME // 4 and (length := len(name.encode())) > LONGEST_NAME:
+        raise InvalidInput(f"{what} is {length} bytes long: expected at most {LONGEST_NAME}")
+    return name
 
 
 @dataclass(slots=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.codec.json_values import array, check_depth, dumps, loads, plain, shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count, common_rows, shapes
+from kservekit.codec.json_values import array, dumps, loads, plain, shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count, check_name, common_rows, shapes
+from kservekit.codec.parameters import check_parameters
 from kservekit.errors import InvalidInput
 from kservekit.tensors import ModelSpec, Tensors, TensorSpec, as_bytes, datatype_of, object_array
 
@@ -34,7 +35,7 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, max_tensors: int = 
     parameters = payload.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidInput('"parameters" must be an object')
-    check_depth(parameters, '"parameters"')
+    check_parameters(parameters, '"parameters"')
     if "instances" in payload:
         rows = payload["instances"]
         if not isinstance(rows, list):
@@ -52,8 +53,9 @@ def request_from(payload: Any, spec: ModelSpec = NO_SPEC, *, max_tensors: int = 
             declared = spec.input(name)
             if not isinstance(values, list) and not (declared and declared.shape == ()):
                 raise InvalidInput(f"input {shown(name)} is {shown(values)}: expected a list, one value a row")
-    if "" in columns:
-        raise InvalidInput("a column has the empty name: expected the name of an input")
+    for name in columns:
+        if not check_name(name, "a column's name"):
+            raise InvalidInput("a column has the empty name: expected the name of an input")
     tensors = {name: _array(values, spec.input(name), f"input {shown(name)}") for name, values in columns.items()}
     return Request(tensors, parameters=parameters)
 

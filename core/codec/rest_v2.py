@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kservekit.codec.json_values import array, check_depth, check_fits, dumps, flat_list, loads, shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count
+from kservekit.codec.json_values import array, check_fits, dumps, flat_list, loads, shown
+from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count, check_name
+from kservekit.codec.parameters import check_known, check_parameters
 from kservekit.codec.raw import raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, TensorSpec, datatype_of
@@ -35,18 +36,19 @@ def decode_request(
     """
     head, cursor = _split(body, json_length)
     message = _object(loads(head), "the request")
-    parameters = dict(_parameters(message, '"parameters"'))
+    parameters = dict(check_parameters(_parameters(message, '"parameters"'), '"parameters"'))
     binary_outputs = _flag(parameters.pop("binary_data_output", False), '"binary_data_output"')
     outputs = {}
     asked = message.get("outputs")
     for item in _objects([] if asked is None else asked, '"outputs"', max_tensors):
         name = _name(item, '"outputs"')
-        outputs[name] = dict(_parameters(item, f"the parameters of output {shown(name)}"))
+        label = f"the parameters of output {shown(name)}"
+        outputs[name] = dict(check_parameters(_parameters(item, label), label))
         _flag(outputs[name].get("binary_data", False), f'"binary_data" of output {shown(name)}')
     tensors = _decode_tensors(_objects(message.get("inputs"), '"inputs"', max_tensors), '"inputs"', "input", cursor)
     return Request(
         tensors,
-        id=_text(message.get("id"), '"id"'),
+        id=check_name(_text(message.get("id"), '"id"'), '"id"'),
         parameters=parameters,
         outputs=outputs,
         binary_outputs=binary_outputs,
@@ -72,7 +74,11 @@ def encode_answer(answer: Answer, request: Request, spec: ModelSpec | None = Non
 
 
 def encode_request(request: Request, *, binary: bool = True, binary_answer: bool = True) -> Body:
-    """A request for somebody's server. As JSON, BYTES travel as base64."""
+    """A request for somebody's server. As JSON, BYTES travel as base64.
+
+    Raises InvalidInput for parameters that Triton would answer with 500, and for NaN or Inf as JSON.
+    """
+    check_known(request.parameters)
     names = set(request.tensors)
     items, parts = _encode_tensors(request.tensors, "input", names if binary else set(), names)
     parameters = {**request.parameters, "binary_data_output": binary_answer}
@@ -229,7 +235,7 @@ def _objects(value: Any, what: str, most: int | None = None) -> list[dict[str, A
 def _parameters(item: dict[str, Any], what: str) -> dict[str, Any]:
     """Those of a message or of a tensor; null counts as none, because some writers put it where a field is unset."""
     value = item.get("parameters")
-    return {} if value is None else check_depth(_object(value, what), what)
+    return {} if value is None else _object(value, what)
 
 
 def _flag(value: Any, what: str) -> bool:
@@ -242,7 +248,7 @@ def _name(item: dict[str, Any], where: str) -> str:
     name = item.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidInput(f"a tensor in {where} has no name")
-    return name
+    return check_name(name, f"a name in {where}")
 
 
 def _text(value: Any, what: str) -> str:

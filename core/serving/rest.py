@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiproc
 
 from kservekit.codec import events, rest_v1, rest_v2
 from kservekit.codec.json_values import check_depth, dumps
-from kservekit.codec.message import TIMEOUT_HEADER, Request
+from kservekit.codec.message import TIMEOUT_HEADER, Request, check_name
 from kservekit.config import ServerSettings
 from kservekit.errors import (
     Cancelled,
@@ -228,7 +228,7 @@ class RestApp:
             request = rest_v2.decode_request(
                 body, call.headers.get(rest_v2.JSON_LENGTH_HEADER), max_tensors=self.settings.max_tensors
             )
-        request.version, request.source = version, (kserve_types.from_rest, body)
+        request.version, request.source = check_name(version, "the version"), (kserve_types.from_rest, body)
         if events.wanted(call.headers.get("accept", "")):
             return await self._events(call.told(request, name))
         answer = await self.dataplane.infer(call.told(request, name))
