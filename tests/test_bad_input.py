@@ -1,6 +1,8 @@
 """Whatever comes in, on whatever way through the server: an answer, or a refusal with its reason, and never a 500."""
 
 import asyncio
+import gc
+import gzip
 import json
 import logging
 from contextlib import asynccontextmanager
@@ -16,9 +18,10 @@ from served_models import Echo, Passing
 from kservekit.cache import MemoryStore, ResponseCache
 from kservekit.codec import grpc as codec
 from kservekit.codec import rest_v1, rest_v2
+from kservekit.codec.json_values import loads
 from kservekit.codec.message import Request
 from kservekit.config import BackendSettings, ServerSettings
-from kservekit.errors import InvalidInput, ServingError
+from kservekit.errors import InvalidInput, PayloadTooLarge, ServingError
 from kservekit.oip import connect
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
@@ -57,7 +60,7 @@ class Hooked(Echo):
 class Rooms:
     """The ways through a server, each as a model of one that listens nowhere: the model's name says which."""
 
-    def __init__(self, backend):
+    def __init__(self, backend, **settings):
         protocols = {"v1": backend.http_url, "v2": backend.http_url, "grpc-v2": backend.grpc_url}
         self.backends = {key: connect(host, key, settings=BackendSettings()) for key, host in protocols.items()}
         models = [Echo("predictor"), Echo("cached"), Hooked("hooked"), Reflecting("kserve")]
@@ -68,7 +71,7 @@ class Rooms:
             model.ready = True
             registry.update(model)
         cache = ResponseCache(MemoryStore(2**20), ttl_s=60)
-        self.settings = ServerSettings()
+        self.settings = ServerSettings(**settings)
         self.planes = {
             model.name: DataPlane(registry, self.settings, cache=cache if model.name == "cached" else None)
             for model in models
@@ -115,8 +118,8 @@ def backend():
 
 
 @asynccontextmanager
-async def rooms(backend):
-    found = Rooms(backend)
+async def rooms(backend, **settings):
+    found = Rooms(backend, **settings)
     try:
         yield found
     finally:
@@ -384,3 +387,70 @@ def test_an_event_in_headers_says_a_version_that_there_is(backend):
             return (await found.post("predictor", "predict", v1().encode(), **named))[0]
 
     assert [asyncio.run(main(version)) for version in ("1.0", "9.0")] == [200, 400]
+
+
+BINARY, JSON_LENGTH = rest_v2.encode_request(Request({"x": np.zeros(500)}))
+FEW = {"max_json_bytes": 1000, "max_body_bytes": 5000}
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "headers", "status", "reason"),
+    [
+        (
+            "infer",
+            v2() + " " * 1000,
+            {},
+            413,
+            "the body is over 1000 bytes of JSON, the limit of this server (KSERVEKIT",
+        ),
+        ("predict", v1() + " " * 1000, {}, 413, "send tensors by v2 as binary data, or by gRPC"),
+        ("predict", v1(), {"content_length": "1001"}, 413, "over 1000 bytes of JSON"),
+        ("predict", v1() + " " * 1000, {rest_v2.JSON_LENGTH_HEADER: "5"}, 413, "over 1000 bytes of JSON"),
+        (
+            "infer",
+            v2() + " " * 1000,
+            {rest_v2.JSON_LENGTH_HEADER: "1001"},
+            413,
+            "the request's JSON is over 1000 bytes",
+        ),
+        (
+            "infer",
+            v2() + " " * 5000,
+            {rest_v2.JSON_LENGTH_HEADER: "5"},
+            413,
+            "5000 bytes, the limit of this server (KSERV",
+        ),
+        ("infer", gzip.compress(b" " * 1001), {"content_encoding": "gzip"}, 413, "unpacks to over 1000 bytes of JSON"),
+        ("infer", b"".join(BINARY), {rest_v2.JSON_LENGTH_HEADER: str(JSON_LENGTH)}, 200, ""),
+        ("infer", v2() + " " * 500, {}, 200, ""),
+    ],
+)
+def test_json_has_a_limit_of_its_own(backend, verb, body, headers, status, reason):
+    async def main():
+        async with rooms(backend, **FEW) as found:
+            return await found.post("predictor", verb, body if isinstance(body, bytes) else body.encode(), **headers)
+
+    found, _, reply = asyncio.run(main())
+    assert found == status
+    assert reason in reply.decode("latin-1")
+
+
+def test_so_have_typed_contents_of_grpc(backend):
+    async def main(message):
+        async with rooms(backend, **FEW) as found:
+            await found.ask(message.SerializeToString() if hasattr(message, "inputs") else message)
+
+    typed = messages.ModelInferRequest(model_name="predictor")
+    typed.inputs.add(name="x", datatype="FP32", shape=[300]).contents.fp32_contents.extend([0.5] * 300)
+    with pytest.raises(PayloadTooLarge, match=r"over 1000 bytes.*KSERVEKIT_MAX_JSON_BYTES.*raw contents"):
+        asyncio.run(main(typed))
+    asyncio.run(main(codec.encode_request(Request({"x": np.zeros(300)}, model="predictor"), messages)))
+
+
+def test_large_json_is_read_without_the_garbage_collector_which_goes_on_after_it():
+    collected = gc.get_stats()[0]["collections"]
+    loads(b"[" + b"[1]," * 50_000 + b"[1]]")
+    assert gc.get_stats()[0]["collections"] - collected < 10  # and not one for each 700 lists
+    with pytest.raises(InvalidInput):
+        loads(b"[" * 100_000)
+    assert gc.isenabled()

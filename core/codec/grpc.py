@@ -16,7 +16,16 @@ from google.protobuf.message import DecodeError
 
 from kservekit.codec.grpc_wire import cut_out, put_in
 from kservekit.codec.json_values import shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Beside, Request, check_count, check_name
+from kservekit.codec.message import (
+    MOST_JSON_BYTES,
+    MOST_TENSORS,
+    Answer,
+    Beside,
+    Request,
+    check_count,
+    check_name,
+    check_text_size,
+)
 from kservekit.codec.parameters import check_known
 from kservekit.codec.raw import MAX_DIMENSIONS, RawLayout, element_count, raw_bytes
 from kservekit.errors import InvalidInput, ModelError
@@ -48,12 +57,15 @@ MOST_PARAMETERS = 256
 """Of one message or output; each takes a step of ours."""
 
 
-def decode_request(data: bytes, messages: Any, *, max_tensors: int = MOST_TENSORS) -> Request:
+def decode_request(
+    data: bytes, messages: Any, *, max_tensors: int = MOST_TENSORS, max_typed_bytes: int = MOST_JSON_BYTES
+) -> Request:
     """A ModelInferRequest, its raw tensors as views of `data`.
 
-    Raises InvalidInput for what is not the protocol's, and for more than `max_tensors` inputs or outputs.
+    Raises InvalidInput for what is not the protocol's, and for more than `max_tensors` inputs or outputs;
+    PayloadTooLarge for more than `max_typed_bytes` beside the raw contents.
     """
-    head, id, tensors = _decoded(data, messages.ModelInferRequest, "input", max_tensors)
+    head, id, tensors = _decoded(data, messages.ModelInferRequest, "input", max_tensors, max_typed_bytes)
     return Request(
         tensors,
         model=head.model,
@@ -139,8 +151,12 @@ class _Head:
     """Of those that came raw."""
 
 
-def _decoded(data: bytes, kind: Any, what: str, most: int | None = None) -> tuple[_Head, str, Tensors]:
+def _decoded(
+    data: bytes, kind: Any, what: str, most: int | None = None, most_typed: int | None = None
+) -> tuple[_Head, str, Tensors]:
     text, raw, id = cut_out(data, _RAW_INPUTS if what == "input" else _RAW_OUTPUTS, _ID)
+    if most_typed is not None:
+        check_text_size(len(text), most_typed, "the message without raw contents is", "send tensors as raw contents")
     remembered = raw and len(text) <= _LONGEST_REMEMBERED
     head = (_read_before if remembered else _read)(text, kind, what, len(raw), most)
     if raw:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kservekit.errors import InvalidInput, ModelError
+from kservekit.errors import InvalidInput, ModelError, PayloadTooLarge
 from kservekit.tensors import Tensors
 
 TIMEOUT_HEADER = "kservekit-timeout-ms"
@@ -23,6 +23,9 @@ def check_count(count: int, what: str, limit: int) -> None:
         raise InvalidInput(f"{count} {what}: expected at most {limit} (KSERVEKIT_MAX_TENSORS)")
 
 
+MOST_JSON_BYTES = 8 * 1024 * 1024
+"""Of one request, where a server does not say otherwise (KSERVEKIT_MAX_JSON_BYTES)."""
+
 LONGEST_NAME = 1024
 """Bytes of a name or an id from outside. Backends quote them in their errors, which gRPC carries in a header."""
 
@@ -33,6 +36,14 @@ def check_name(name: str, what: str) -> str:
     if len(name) > LONGEST_NAME // 4 and (length := len(name.encode())) > LONGEST_NAME:
         raise InvalidInput(f"{what} is {length} bytes long: expected at most {LONGEST_NAME}")
     return name
+
+
+def check_text_size(size: int, limit: int, what: str, instead: str) -> None:
+    """PayloadTooLarge where more has to be read value by value than one request may take of the process."""
+    if size > limit:
+        raise PayloadTooLarge(
+            f"{what} over {limit} bytes, the limit of this server (KSERVEKIT_MAX_JSON_BYTES): {instead}"
+        )
 
 
 @dataclass(slots=True)

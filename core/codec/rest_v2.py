@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from kservekit.codec.json_values import array, check_fits, dumps, flat_list, loads, shown
-from kservekit.codec.message import MOST_TENSORS, Answer, Request, check_count, check_name
+from kservekit.codec.message import (
+    MOST_JSON_BYTES,
+    MOST_TENSORS,
+    Answer,
+    Request,
+    check_count,
+    check_name,
+    check_text_size,
+)
 from kservekit.codec.parameters import check_known, check_parameters
 from kservekit.codec.raw import raw_bytes, tensor_from_raw
 from kservekit.errors import InvalidInput, ModelError
@@ -28,13 +36,19 @@ Body = tuple[list[bytes | memoryview], int | None]
 
 
 def decode_request(
-    body: bytes | bytearray, json_length: str | int | None = None, *, max_tensors: int = MOST_TENSORS
+    body: bytes | bytearray,
+    json_length: str | int | None = None,
+    *,
+    max_tensors: int = MOST_TENSORS,
+    max_json_bytes: int = MOST_JSON_BYTES,
 ) -> Request:
     """An inference request; tensors in the binary part are views of `body`, not copies.
 
-    Raises InvalidInput for anything that is not the protocol's, and for more than `max_tensors` inputs or outputs.
+    Raises InvalidInput for anything that is not the protocol's, and for more than `max_tensors` inputs or outputs;
+    PayloadTooLarge for more than `max_json_bytes` of JSON.
     """
     head, cursor = _split(body, json_length)
+    check_text_size(len(head), max_json_bytes, "the request's JSON is", "send tensors as binary data")
     message = _object(loads(head), "the request")
     parameters = dict(check_parameters(_parameters(message, '"parameters"'), '"parameters"'))
     binary_outputs = _flag(parameters.pop("binary_data_output", False), '"binary_data_output"')

@@ -47,7 +47,7 @@ class InferenceService:
             headers = self._headers(call)
             principal = self.dataplane.principal(headers)
             with timing.stage("read"):
-                request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
+                request = self._read(data)
             request.deadline, request.headers, request.principal = deadline, headers, principal
             request.source = (kserve_types.from_grpc, data)
             answer = await self.dataplane.infer(request)
@@ -65,7 +65,7 @@ class InferenceService:
         async for data in requests:
             request = Request({})
             try:
-                request = codec.decode_request(data, messages, max_tensors=self.dataplane.settings.max_tensors)
+                request = self._read(data)
                 request.headers, request.principal = headers, principal
                 request.source = (kserve_types.from_grpc, data)
                 request.deadline = self.dataplane.deadline(call.seconds_left)
@@ -108,6 +108,12 @@ class InferenceService:
     async def RepositoryModelUnload(self, message: Any, call: Call) -> Any:
         await self.dataplane.unload(message.model_name, self.dataplane.principal(self._headers(call)))
         return messages.RepositoryModelUnloadResponse(model_name=message.model_name, isUnloaded=True)
+
+    def _read(self, data: bytes) -> Request:
+        settings = self.dataplane.settings
+        return codec.decode_request(
+            data, messages, max_tensors=settings.max_tensors, max_typed_bytes=settings.max_json_bytes
+        )
 
     def _headers(self, call: Call) -> dict[str, str]:
         return as_dict(call.pairs, self.dataplane.once)

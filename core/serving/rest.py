@@ -81,6 +81,8 @@ class RestApp:
         self.dataplane = dataplane
         self.settings = settings
         self.revision = revision.encode("latin-1", "replace")
+        self._most_body = settings.max_body_bytes
+        self._most_json = min(settings.max_json_bytes, settings.max_body_bytes)
         self.routes: list[tuple[str, re.Pattern[str], Callable[..., Coroutine[Any, Any, Reply]]]] = [
             (method, re.compile(path), handler)
             for method, path, handler in (
@@ -151,7 +153,9 @@ class RestApp:
         pairs = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
         headers = as_dict(pairs, self.dataplane.once)
         call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
-        body = await self._body(headers, receive)
+        # Only a v2 request may have a part that is not JSON.
+        has_binary = handler == self.infer_v2 and rest_v2.JSON_LENGTH_HEADER in headers
+        body = await self._body(headers, receive, self._most_body if has_binary else self._most_json)
         departure: Departure = scope[SCOPE_KEY]
         return await departure.ends(handler(**arguments, call=call, body=body))
 
@@ -165,43 +169,45 @@ class RestApp:
                 found[method] = handler, {key: unquote(value or "") for key, value in match.groupdict().items()}
         return found
 
-    async def _body(self, headers: Headers, receive: Any) -> bytes | bytearray:
+    async def _body(self, headers: Headers, receive: Any, limit: int) -> bytes | bytearray:
         """The whole body; refused before it is read where it says that it is too large, and while it is."""
-        limit = self.settings.max_body_bytes
         if int(headers.get("content-length", 0)) > limit:
             if "expect" not in headers:  # one who waits for our word has sent nothing yet
                 await self._discard(receive)
-            raise self._too_large()
+            raise self._too_large(limit)
         message = await receive()
         body: bytes | bytearray = message.get("body", b"")
         if message.get("more_body"):
             body = bytearray(body)
-            await self._rest_of(body, receive)
+            await self._rest_of(body, receive, limit)
         if message["type"] == "http.disconnect":
             raise Cancelled("the caller went away before its request was whole")
         if len(body) > limit:
-            raise self._too_large()
+            raise self._too_large(limit)
         encoding = headers.get("content-encoding")
         if encoding is None:
             return body
-        return await unpacked(body, encoding, limit)
+        try:
+            return await unpacked(body, encoding, limit)
+        except PayloadTooLarge:
+            raise self._too_large(limit, "unpacks to") from None
 
-    async def _rest_of(self, body: bytearray, receive: Any) -> None:
+    async def _rest_of(self, body: bytearray, receive: Any, limit: int) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Cancelled("the caller went away before its request was whole")
             body += message.get("body", b"")
-            if len(body) > self.settings.max_body_bytes:
+            if len(body) > limit:
                 body.clear()
                 await self._discard(receive)
-                raise self._too_large()
+                raise self._too_large(limit)
             if not message.get("more_body"):
                 return
 
     async def _discard(self, receive: Any) -> None:
         """Reads on, within reason: many clients hear no answer before they have sent everything."""
-        left = self.settings.max_body_bytes
+        left = self._most_body
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(DISCARD_S, self.settings.body_timeout_s / 2)):
                 while left > 0:
@@ -210,9 +216,15 @@ class RestApp:
                         return
                     left -= len(message.get("body", b""))
 
-    def _too_large(self) -> PayloadTooLarge:
-        limit = self.settings.max_body_bytes
-        return PayloadTooLarge(f"the body is over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)")
+    def _too_large(self, limit: int, what: str = "is") -> PayloadTooLarge:
+        if limit < self._most_body:
+            return PayloadTooLarge(
+                f"the body {what} over {limit} bytes of JSON, the limit of this server (KSERVEKIT_MAX_JSON_BYTES): "
+                "send tensors by v2 as binary data, or by gRPC"
+            )
+        return PayloadTooLarge(
+            f"the body {what} over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)"
+        )
 
     def _deadline(self, headers: Headers) -> float:
         asked = headers.get(TIMEOUT_HEADER)
@@ -226,7 +238,10 @@ class RestApp:
         self.dataplane.model(name)
         with timing.stage("read"):
             request = rest_v2.decode_request(
-                body, call.headers.get(rest_v2.JSON_LENGTH_HEADER), max_tensors=self.settings.max_tensors
+                body,
+                call.headers.get(rest_v2.JSON_LENGTH_HEADER),
+                max_tensors=self.settings.max_tensors,
+                max_json_bytes=self.settings.max_json_bytes,
             )
         request.version, request.source = check_name(version, "the version"), (kserve_types.from_rest, body)
         if events.wanted(call.headers.get("accept", "")):
