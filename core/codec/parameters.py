@@ -13,9 +13,11 @@ _LONGEST_SEQUENCE_ID = 128
 
 def check_parameters(parameters: dict[str, Any], label: str) -> dict[str, Any]:
     """Those given, where their names and values are such as can be handed on; InvalidInput names `label`."""
-    for name in parameters:
+    for name, value in parameters.items():
         check_name(name, "a parameter's name")
-    return check_depth(parameters, label) if parameters else parameters
+        if type(value) in (dict, list):
+            check_depth(value, label)
+    return parameters
 
 
 def check_known(parameters: dict[str, Any]) -> None:

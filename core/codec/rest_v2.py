@@ -50,8 +50,9 @@ def decode_request(
     head, cursor = _split(body, json_length)
     check_text_size(len(head), max_json_bytes, "the request's JSON is", "send tensors as binary data")
     message = _object(loads(head), "the request")
-    parameters = dict(check_parameters(_parameters(message, '"parameters"'), '"parameters"'))
+    parameters = dict(_parameters(message, '"parameters"'))
     binary_outputs = _flag(parameters.pop("binary_data_output", False), '"binary_data_output"')
+    check_parameters(parameters, '"parameters"')
     outputs = {}
     asked = message.get("outputs")
     for item in _objects([] if asked is None else asked, '"outputs"', max_tensors):
