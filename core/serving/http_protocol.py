@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with limits: a head's size, and the time that a sender takes for head and body.
+"""uvicorn's HTTP protocol with limits: a head's size, the time that a sender takes for head and body, and that which a
+caller takes to read his answer.
 
 It also tells the request that is being answered when its caller goes away.
 """
@@ -6,6 +7,7 @@ It also tells the request that is being answered when its caller goes away.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -13,15 +15,26 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from kservekit.codec.json_values import dumps
 from kservekit.serving.departure import SCOPE_KEY, Departure
 
+log = logging.getLogger(__name__)
 
-def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeout_s: float) -> type[HttpToolsProtocol]:
-    """431 beyond `max_header_bytes`, 408 after `header_timeout_s` or `body_timeout_s`, and the end of the connection.
+LAST_S = 5.0
+"""How long one who takes nothing of his answer may hold up the server's end."""
 
-    What arrives in one piece, as small requests do, costs no timer.
+
+def limited_protocol(
+    max_header_bytes: int, header_timeout_s: float, body_timeout_s: float, reply_timeout_s: float, revision: bytes
+) -> type[HttpToolsProtocol]:
+    """431 beyond `max_header_bytes`, 408 after `header_timeout_s` or `body_timeout_s`, and the end of the connection;
+    its end, too, for a caller who takes nothing of his answer for `reply_timeout_s`.
+
+    What arrives in one piece, as small requests do, and what leaves in one, costs no timer.
     """
 
     class LimitedProtocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
+        """Looks whether the caller reads; there while something waits for him."""
+        _patience_s = reply_timeout_s
         _silent = True
         _head_bytes = 0
         """Of what was parsed."""
@@ -38,8 +51,33 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_looking()
             self._departure.happened()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._look_later()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                self._stop_looking()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self._look_later()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._look_later()
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            self._patience_s = min(LAST_S, reply_timeout_s)
+            if self.flow.write_paused or self.transport.is_closing():
+                self._look_later()
 
         def data_received(self, data: bytes) -> None:
             self._silent = False
@@ -98,6 +136,24 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
                 self._timer.cancel()
                 self._timer = None
 
+        def _look_later(self) -> None:
+            self._stop_looking()
+            left = self.transport.get_write_buffer_size()
+            self._reading = self.loop.call_later(self._patience_s, self._look, left)
+
+        def _stop_looking(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
+
+        def _look(self, before: int) -> None:
+            left = self.transport.get_write_buffer_size()
+            if left < before:
+                self._look_later()
+            elif left:  # else only TLS has not said good-bye, which has a time-out of its own
+                log.warning("a caller took nothing of its answer in %s s", self._patience_s)
+                self.transport.abort()
+
         def _head_too_slow(self) -> None:
             if self._silent:  # opened ahead of need, and not needed
                 self.transport.close()
@@ -107,6 +163,7 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
         def _body_too_slow(self) -> None:
             if self.cycle.response_started:
                 self.transport.close()
+                self._look_later()
             else:
                 self._refuse(408, f"the request's body took over {body_timeout_s:g} s (KSERVEKIT_BODY_TIMEOUT_S)")
 
@@ -116,8 +173,10 @@ def limited_protocol(max_header_bytes: int, header_timeout_s: float, body_timeou
             if self.transport.is_closing():
                 return
             body = dumps({"error": text})
-            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-            self.transport.write(STATUS_LINE[status] + head + body)
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
+            named = b"kservekit-revision: %b\r\n\r\n" % revision
+            self.transport.write(STATUS_LINE[status] + head + named + body)
             self.transport.close()
+            self._look_later()
 
     return LimitedProtocol

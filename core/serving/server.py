@@ -166,7 +166,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 await load_model(name, model)
 
     def _uvicorn_config(self) -> uvicorn.Config:
-        app: Any = RestApp(self.plane, self.settings, self.revision)
+        settings = self.settings
+        app: Any = RestApp(self.plane, settings, self.revision)
         if self.access_log_format:
             try:
                 from asgi_logger import AccessLoggerMiddleware
@@ -176,7 +177,11 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         return uvicorn.Config(
             app,
             http=limited_protocol(
-                self.settings.max_header_bytes, self.settings.header_timeout_s, self.settings.body_timeout_s
+                settings.max_header_bytes,
+                settings.header_timeout_s,
+                settings.body_timeout_s,
+                reply_timeout_s=settings.timeout_s,
+                revision=self.revision.encode(),
             ),
             ws="none",
             lifespan="off",
