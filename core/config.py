@@ -48,7 +48,7 @@ class ServerSettings:
     max_concurrency: int = 0
     """The most requests at once; 0: no limit."""
     tenant_header: str = ""
-    """The header that names a request's tenant."""
+    """The header that names a request's tenant; without one it is the principal."""
     tenant_max_concurrency: int = 0
     """The most requests at once of each tenant; 0: no limit."""
     repository_api: bool = False

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import logging
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import grpc.aio
@@ -83,13 +83,19 @@ class Methods:
         finally:
             self.ended.set()
 
+    @contextmanager
+    def admit(self, path, call):
+        if ("x-tenant", "full") in call.pairs:
+            raise TooManyRequests("no room", retry_after=1)
+        yield
+
 
 @asynccontextmanager
 async def serving():
     methods = Methods()
     unary = {f"/S/{name}": getattr(methods, name) for name in ("echo", "refuse", "fail", "large", "long", "hang")}
     streaming = {f"/S/{name}": getattr(methods, name) for name in ("each", "each_long", "endless")}
-    server = GrpcServer(unary, streaming, LIMITS, always={"kservekit-revision": "r1"})
+    server = GrpcServer(unary, streaming, LIMITS, always={"kservekit-revision": "r1"}, admit=methods.admit)
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)
     try:
@@ -305,6 +311,24 @@ def test_a_message_that_does_not_arrive_is_not_waited_for():
         _, _, said = await post(address, "/S/echo", slowly())
         methods.ended.set()
         assert (said["grpc-status"], said["grpc-message"]) == ("4", "the request's message was not here in time")
+
+    run(test)
+
+
+def test_a_call_is_refused_before_its_message_is_there():
+    async def test(methods, server, address):
+        async def never():
+            yield b"\0\0\0\0\5ab"
+            await methods.ended.wait()
+
+        _, _, said = await post(address, "/S/echo", never(), x_tenant="full")
+        methods.ended.set()
+        assert (said["grpc-status"], said["retry-after"]) == ("8", "1")
+        async with grpc.aio.insecure_channel(address) as channel:
+            for _ in range(60):  # 5.4 MB: more than may be on its way in one connection
+                with pytest.raises(grpc.aio.AioRpcError, match="no room"):
+                    await channel.unary_unary("/S/echo")(bytes(90_000), metadata=[("x-tenant", "full")])
+            assert await channel.unary_unary("/S/echo")(b"well") == b"well"
 
     run(test)
 

@@ -148,6 +148,21 @@ def test_over_the_servers_limit_callers_are_told_to_come_back(wire):
         assert found.value.retry_after == 1
         assert running.join() == [200]
         assert ask(server, wire, {"x": np.array([0.0])})
+        if wire == "v2 JSON":
+            _an_upload_that_is_not_whole_counts(server)
+
+
+def _an_upload_that_is_not_whole_counts(server):
+    head = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % 2**20
+    with (
+        socket.create_connection(("127.0.0.1", int(server.http_url.split(":")[1])), timeout=30) as first,
+        socket.create_connection(first.getpeername(), timeout=30) as second,
+    ):
+        first.sendall(head + bytes(1000))
+        assert eventually(lambda: http(server.http_url, "/v2/models/m/infer", body(0)).status == 429)
+        second.sendall(head)
+        assert second.recv(100).startswith(b"HTTP/1.1 429 ")
+    assert eventually(lambda: http(server.http_url, "/v2/models/m/infer", body(0)).status == 200)
 
 
 def test_a_tenant_over_its_limit_does_not_hold_up_another():

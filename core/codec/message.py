@@ -63,7 +63,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Header names in lower case; gRPC metadata on gRPC."""
     tenant: str = ""
-    """Who asks, as the header says that KSERVEKIT_TENANT_HEADER names."""
+    """Whom the limits count: whom the header names that KSERVEKIT_TENANT_HEADER says, or else the principal."""
     principal: Any = None
     """Who asks, proven: a kservekit.identity.Principal, or None."""
     deadline: float = math.inf

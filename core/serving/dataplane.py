@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import kserve
@@ -50,6 +50,8 @@ LONGEST_ID = 128
 LOOK_S = 0.01
 """How often it is looked whether a model that is to be unloaded still has requests."""
 
+_NO_LIMIT = nullcontext()
+
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 _END: Any = object()
@@ -74,7 +76,9 @@ class DataPlane:
         self._authenticator = Authenticator.read(identity)
         self._admin_role = identity.admin_role
         self._someone_is_known = bool(identity.trust_headers or identity.jwt_keys or identity.api_keys)
-        self.once = ONCE | {identity.principal_header.lower(), identity.roles_header.lower()}
+        self._tenant_header = settings.tenant_header.lower()
+        given_by_proxies = {identity.principal_header.lower(), identity.roles_header.lower(), self._tenant_header}
+        self.once = ONCE | given_by_proxies
         """Headers that may not be repeated."""
         self.registry = registry
         self.settings = settings
@@ -87,8 +91,7 @@ class DataPlane:
         """About to end."""
         self.all_callers = Limiter(settings.max_concurrency, "this server (KSERVEKIT_MAX_CONCURRENCY)")
         self.per_tenant = Limiter(settings.tenant_max_concurrency, "this tenant (KSERVEKIT_TENANT_MAX_CONCURRENCY)")
-        self._tenant_header = settings.tenant_header.lower()
-        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency or settings.tenant_header)
+        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
 
     def server_metadata(self) -> dict[str, Any]:
         extensions = ["binary_tensor_data", "model_repository"]
@@ -151,6 +154,21 @@ class DataPlane:
         """Who asks; Unauthenticated where nobody is proven and somebody must be, or a credential is wrong."""
         return self._authenticator.principal(headers)
 
+    def tenant(self, headers: Mapping[str, str], principal: Principal | None) -> str:
+        """Who is counted for the limits: whom the header names where there is one for it, else the principal."""
+        if self._tenant_header:
+            return headers.get(self._tenant_header, "")
+        return "" if principal is None else principal.name
+
+    def room(self, tenant: str) -> AbstractContextManager[None]:
+        """A place within the limits on callers, taken before a request is read; TooManyRequests where there is none."""
+        return self._room(tenant) if self._limited else _NO_LIMIT
+
+    @contextmanager
+    def _room(self, tenant: str) -> Iterator[None]:
+        with self.all_callers.slot(), self.per_tenant.slot(tenant):
+            yield
+
     async def load(self, name: str, principal: Principal | None) -> None:
         """Loads a model that was unloaded, or loads it anew."""
         self._repository_is_open_to(principal)
@@ -196,11 +214,14 @@ class DataPlane:
             yield await self.infer(request)
             return
         given = _named(request)
-        with self._slots(request):
+        self._running[request.model] += 1
+        try:
             async with aclosing(model.answers(request)) as answers:
                 while (each := await in_time(_next(answers), request.deadline, f"model {request.model!r}")) is not None:
                     each.id = given
                     yield each.only(request.outputs)
+        finally:
+            self._running[request.model] -= 1
 
     async def _answer(self, request: Request) -> Answer:
         model = self._loaded(request.model)
@@ -258,44 +279,32 @@ class DataPlane:
         return {"content-type": "application/octet-stream"} | headers, whole()
 
     async def _pieces(self, found: AsyncIterator[Any], request: Request) -> AsyncGenerator[bytes]:
-        """What a hook's own stream yields, within the limits on callers and the request's deadline."""
+        """What a hook's own stream yields, within the request's deadline."""
 
         async def step() -> Any:
             with our_errors(request.model, request.id):
                 value = await anext(found, _END)
                 return None if value is _END else kserve_v1.piece(value, request.model)
 
+        self._running[request.model] += 1
         try:
-            with self._slots(request):
-                while (piece := await in_time(step(), request.deadline, f"model {request.model!r}")) is not None:
-                    yield piece
+            while (piece := await in_time(step(), request.deadline, f"model {request.model!r}")) is not None:
+                yield piece
         finally:
+            self._running[request.model] -= 1
             if isinstance(found, AsyncGenerator):
                 await found.aclose()
 
     async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
-        """Within the limits on callers and the request's deadline."""
+        """Within the request's deadline."""
         name = request.model
         self.model(name)  # nobody fills our memory with names
-        if self._limited:
-            with self._slots(request):
-                return await in_time(work(request), request.deadline, f"model {name!r}")
         self._running[name] += 1
         try:
             return await in_time(work(request), request.deadline, f"model {name!r}")
         finally:
             self._running[name] -= 1
 
-    @contextmanager
-    def _slots(self, request: Request) -> Iterator[None]:
-        if self._tenant_header:
-            request.tenant = request.headers.get(self._tenant_header, "")
-        self._running[request.model] += 1
-        try:
-            with self.all_callers.slot(), self.per_tenant.slot(request.tenant):
-                yield
-        finally:
-            self._running[request.model] -= 1
 
     def _loaded(self, name: str) -> Any:
         model = self.model(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +17,7 @@ from kservekit.codec import grpc as codec
 from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
 from kservekit.errors import InvalidInput, ModelNotFound, ServingError
+from kservekit.identity import Principal
 from kservekit.serving import kserve_types
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.grpc_http2 import Call, Streaming, Unary
@@ -26,6 +27,7 @@ from kservekit.telemetry import timing
 log = logging.getLogger(__name__)
 
 SERVICE = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+INFER = f"/{SERVICE}/ModelInfer"
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _REFLECTION = reflection.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME))
 WATCH_S = 0.5
@@ -39,17 +41,23 @@ class InferenceService:
         self.dataplane = dataplane
         self.server_timing = server_timing
 
+    def admit(self, path: str, call: Call) -> AbstractContextManager[None]:
+        """Who asks, before a message is read, and a place within the limits on callers where they are for it."""
+        if path != INFER:
+            return nullcontext()
+        call.asker = self._asker(call)
+        return self.dataplane.room(call.asker[2])
+
     async def infer(self, data: bytes, call: Call) -> bytes:
         """ModelInfer, bytes in and bytes out: the codec's work, and not protobuf's."""
         stages = timing.measure() if self.server_timing else None
         with timing.stage("total"):
             deadline = self.dataplane.deadline(call.seconds_left)
-            headers = self._headers(call)
-            principal = self.dataplane.principal(headers)
+            headers, principal, tenant = call.asker
             with timing.stage("read"):
                 request = self._read(data)
-            request.deadline, request.headers, request.principal = deadline, headers, principal
-            request.source = (kserve_types.from_grpc, data)
+            request.deadline, request.headers, request.source = deadline, headers, (kserve_types.from_grpc, data)
+            request.principal, request.tenant = principal, tenant
             answer = await self.dataplane.infer(request)
             with timing.stage("write"):
                 reply = codec.encode_answer(answer, messages)
@@ -59,23 +67,23 @@ class InferenceService:
 
     async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes]:
         """ModelStreamInfer, Triton's: for each request its answers, before the next one is looked at."""
-        headers = self._headers(call)
-        principal = self.dataplane.principal(headers)
+        headers, principal, tenant = self._asker(call)
         with_status = any(headers.get(name) == "true" for name in grpc_stream.ASKS_FOR_STATUS)
         async for data in requests:
             request = Request({})
             try:
                 request = self._read(data)
-                request.headers, request.principal = headers, principal
+                request.headers, request.principal, request.tenant = headers, principal, tenant
                 request.source = (kserve_types.from_grpc, data)
                 request.deadline = self.dataplane.deadline(call.seconds_left)
                 say_last = bool(request.parameters.pop(grpc_stream.WANTS_LAST, False))
                 given = request.id
-                async with aclosing(self.dataplane.stream(request)) as answers:
-                    async for answer in answers:
-                        if say_last:
-                            answer.parameters[grpc_stream.IS_LAST] = False
-                        yield grpc_stream.encode(answer, messages)
+                with self.dataplane.room(tenant):
+                    async with aclosing(self.dataplane.stream(request)) as answers:
+                        async for answer in answers:
+                            if say_last:
+                                answer.parameters[grpc_stream.IS_LAST] = False
+                            yield grpc_stream.encode(answer, messages)
                 if say_last:
                     last = Answer({}, request.model, request.version, given, {grpc_stream.IS_LAST: True})
                     yield grpc_stream.encode(last, messages)
@@ -114,6 +122,11 @@ class InferenceService:
         return codec.decode_request(
             data, messages, max_tensors=settings.max_tensors, max_typed_bytes=settings.max_json_bytes
         )
+
+    def _asker(self, call: Call) -> tuple[dict[str, str], Principal | None, str]:
+        headers = self._headers(call)
+        principal = self.dataplane.principal(headers)
+        return headers, principal, self.dataplane.tenant(headers, principal)
 
     def _headers(self, call: Call) -> dict[str, str]:
         return as_dict(call.pairs, self.dataplane.once)
@@ -172,7 +185,7 @@ def methods(service: InferenceService) -> tuple[dict[str, Unary], dict[str, Stre
         for method in inference.methods
         if method.name not in ("ModelInfer", "ModelStreamInfer")
     }
-    unary[f"/{SERVICE}/ModelInfer"] = service.infer
+    unary[INFER] = service.infer
     health = HealthService(service.dataplane)
     unary[f"/{_HEALTH}/Check"] = _of_messages(health.check, health_pb2.HealthCheckRequest)
     streaming: dict[str, Streaming] = {

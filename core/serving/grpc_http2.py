@@ -12,7 +12,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 Unary = Callable[[bytes, "Call"], Awaitable[bytes]]
 Streaming = Callable[[AsyncIterator[bytes], "Call"], AsyncGenerator[bytes]]
+Admit = Callable[[str, "Call"], AbstractContextManager[None]]
 
 CALLS_A_CONNECTION = 1000
 """At once; a client with more of them waits, or takes another connection."""
@@ -65,6 +66,8 @@ class Call:
     """The caller's metadata, but for what is binary and what is gRPC's own."""
     seconds_left: float | None
     """Of the caller's deadline when the call came; None without one."""
+    asker: Any = None
+    """What `admit` made of the metadata."""
     trailing: dict[str, str] = field(default_factory=dict)
     """Sent with the status."""
 
@@ -86,7 +89,8 @@ class GrpcServer:
     """`unary` and `streaming` are methods by their path, `/package.Service/Method`; messages are bytes in both ways.
 
     A method's ServingError becomes the status that it stands for, any other exception INTERNAL and a line in the log.
-    A call whose caller goes away is cancelled. `always` is sent with every status.
+    A call whose caller goes away is cancelled. `always` is sent with every status. `admit` is asked for each unary call
+    by its path before memory is spent on its message: it may refuse it, and what it gives is held until it is answered.
     """
 
     def __init__(
@@ -95,7 +99,9 @@ class GrpcServer:
         streaming: Mapping[str, Streaming],
         limits: Limits,
         always: Mapping[str, str] = {},
+        admit: Admit = lambda path, call: nullcontext(),
     ) -> None:
+        self._admit = admit
         self.unary, self.streaming, self.limits = unary, streaming, limits
         self._always = {name: value.encode("ascii", "replace").decode() for name, value in always.items()}
         self._head = HeaderMap(_HEAD.items())
@@ -165,6 +171,11 @@ class GrpcServer:
 
     async def _one(self, method: Unary, request: Any, trailing: dict[str, str]) -> bytes:
         call = _call(request, trailing, self.limits.header_bytes)
+        with self._admit(request.path, call):
+            return self._within_limit(await method(await self._in_time(request, call), call))
+
+    async def _in_time(self, request: Any, call: Call) -> bytes:
+        """The call's message; takes from its deadline what that took."""
         began = time.monotonic()
         wait = self.limits.message_seconds if call.seconds_left is None else call.seconds_left
         try:
@@ -175,7 +186,7 @@ class GrpcServer:
             raise DeadlineExceeded("the request's message was not here in time") from None
         if call.seconds_left is not None:
             call.seconds_left -= time.monotonic() - began
-        return self._within_limit(await method(message, call))
+        return message
 
     async def _answer_each(self, method: Streaming, request: Any) -> None:
         out: Any = None
@@ -410,7 +421,8 @@ def _call(request: Any, trailing: dict[str, str], limit: int) -> Call:
         for name, value in raw
         if name not in _NOT_METADATA and not name.endswith(b"-bin")
     ]
-    return Call(pairs, None if timeout is None else frames.seconds(timeout.decode("latin-1")), trailing)
+    seconds_left = None if timeout is None else frames.seconds(timeout.decode("latin-1"))
+    return Call(pairs, seconds_left, trailing=trailing)
 
 
 def _until_reset(request: Any, departure: Departure) -> asyncio.Task[None]:

@@ -66,11 +66,12 @@ class Call:
 
     headers: Headers
     principal: Principal | None
+    tenant: str
     deadline: float
 
     def told(self, request: Request, model: str) -> Request:
         request.model, request.headers = model, self.headers
-        request.principal, request.deadline = self.principal, self.deadline
+        request.principal, request.tenant, request.deadline = self.principal, self.tenant, self.deadline
         return request
 
 
@@ -104,15 +105,21 @@ class RestApp:
             )
         ]
 
+        self._counted = {self.infer_v2, self.predict_v1, self.explain_v1}
+        """What the limits on callers are for."""
         self._ways_before = lru_cache(256)(self._ways)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
+        if scope["type"] == "http":
+            with contextlib.ExitStack() as held:
+                await self._answer(scope, receive, send, held)
+
+    async def _answer(self, scope: dict[str, Any], receive: Any, send: Any, held: contextlib.ExitStack) -> None:
+        """`held` is given what the request has of the server until its answer is sent."""
         stages = timing.measure() if self.settings.server_timing else None
         try:
             with timing.stage("total"):
-                status, headers, body = await self._reply(scope, receive)
+                status, headers, body = await self._reply(scope, receive, held)
         except ServingError as error:
             status, headers, body = error_reply(error)
         except Exception:
@@ -139,7 +146,7 @@ class RestApp:
             body = b""
         await send({"type": "http.response.body", "body": body})
 
-    async def _reply(self, scope: dict[str, Any], receive: Any) -> Reply:
+    async def _reply(self, scope: dict[str, Any], receive: Any, held: contextlib.ExitStack) -> Reply:
         # raw_path keeps %2F apart from /.
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         ways = (self._ways_before if len(path) < LONG_PATH else self._ways)(path)
@@ -152,7 +159,11 @@ class RestApp:
             return await handler(**arguments)
         pairs = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
         headers = as_dict(pairs, self.dataplane.once)
-        call = Call(headers, self.dataplane.principal(headers), self._deadline(headers))
+        principal = self.dataplane.principal(headers)
+        call = Call(headers, principal, self.dataplane.tenant(headers, principal), self._deadline(headers))
+        if handler in self._counted:
+            self.dataplane.model(arguments["name"])
+            held.enter_context(self.dataplane.room(call.tenant))  # before memory is spent on the body
         # Only a v2 request may have a part that is not JSON.
         has_binary = handler == self.infer_v2 and rest_v2.JSON_LENGTH_HEADER in headers
         body = await self._body(headers, receive, self._most_body if has_binary else self._most_json)
@@ -235,7 +246,6 @@ class RestApp:
         return self.dataplane.deadline(int(asked) / 1000)
 
     async def infer_v2(self, name: str, version: str, call: Call, body: bytes) -> Reply:
-        self.dataplane.model(name)
         with timing.stage("read"):
             request = rest_v2.decode_request(
                 body,

@@ -152,7 +152,8 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             reply_seconds=self.settings.timeout_s,
             silent_seconds=self.settings.header_timeout_s,
         )
-        return GrpcServer(*grpc_service.methods(service), limits, always={"kservekit-revision": self.revision})
+        always = {"kservekit-revision": self.revision}
+        return GrpcServer(*grpc_service.methods(service), limits, always=always, admit=service.admit)
 
     async def _lame_duck(self) -> None:
         """Not ready, and still serving: until those who send requests here have noticed."""
