@@ -257,3 +257,15 @@ class Broken(Predictor):
 class TenfoldAnswers(Transformer):
     def from_tensors(self, tensors):
         return {"i": 10 * tensors["i"]}
+
+
+class Weights(Predictor):
+    """Answers with what a file holds, which is its weights."""
+
+    def load(self):
+        self.weights = float(Path(os.environ["KSERVEKIT_TEST_FILE"]).read_text())
+        self.ready = True
+        return self.ready
+
+    def infer(self, tensors):
+        return {"y": np.array([self.weights])}

@@ -228,7 +228,8 @@ def test_the_repository_is_listed_and_its_models_unloaded_and_loaded_where_that_
         assert index() == [{"name": "m", "state": "READY", "reason": ""}]
         assert http(url, "/v2/repository/models/m/unload", {}).json == {"name": "m", "unload": True}
         assert index()[0]["state"] == "UNAVAILABLE"
-        assert server.get("/v2/health/ready") == 503
+        assert server.get("/v2/models/m/ready") == 503
+        assert server.get("/v2/health/ready") == 200  # or the pod with its other models would be taken out of service
         assert http(url, "/v2/models/m/infer", body(0)).status == 503
         assert http(url, "/v2/repository/models/nix/load", {}).status == 404
 
@@ -238,6 +239,31 @@ def test_the_repository_is_listed_and_its_models_unloaded_and_loaded_where_that_
             assert stub.RepositoryModelLoad(grpc_predict_v2_pb2.RepositoryModelLoadRequest(model_name="m")).isLoaded
         assert server.get("/v2/health/ready") == 200
         assert pid(server)
+
+
+def test_a_model_is_loaded_anew_beside_the_one_that_serves(tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("1")
+    with served("Weights", repository_api="true", response_cache_ttl_s="60", test_file=str(weights)) as server:
+
+        def load(text):
+            weights.write_text(text)
+            return http(server.http_url, "/v2/repository/models/m/load", {})
+
+        def answer():
+            return next(iter(ask(server, "v2 JSON", ZERO).tensors.values())).tolist()
+
+        assert answer() == [1]
+        assert load("2").json == {"name": "m", "load": True}
+        assert answer() == [2]  # and not what was kept of the first
+        refused = load("damaged")
+        assert (refused.status, "the server's log has the reason" in refused.json["error"]) == (500, True)
+        assert answer() == [2]
+        assert http(server.http_url, "/v2/models/m/infer", body(7)).json["outputs"][0]["data"] == [2]
+        http(server.http_url, "/v2/repository/models/m/unload", {})
+        assert load("3").status == 200
+        assert answer() == [3]
+        assert "could not convert string to float: 'damaged'" in server.process.log_tail(50)
 
 
 def test_a_cloud_event_is_answered_with_a_cloud_event():

@@ -50,14 +50,17 @@ class ResponseCache:
         self.store, self.ttl_s, self.revision, self.vary, self.on_event = store, ttl_s, revision, vary, on_event
         self._flights: dict[bytes, _Flight] = {}
 
-    async def answer(self, request: Request, version: str, compute: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The kept answer, or the computed one; an answer's arrays may be read-only, and its id is the request's."""
+    async def answer(
+        self, request: Request, version: str, compute: Callable[[], Awaitable[Answer]], *, load: str = ""
+    ) -> Answer:
+        """The kept answer, or the computed one; an answer's arrays may be read-only, and its id is the request's.
+        `load` tells loads of the model apart, among all replicas."""
         wanted = request.headers.get("cache-control", "").lower()
         if "no-store" in wanted or request.parameters.get("sequence_id"):
             self.on_event("bypass", request.model)
             return await compute()
         varying = (request.headers.get(name, "") for name in self.vary)
-        key = digest(request, self.revision, request.model, version, *varying)
+        key = digest(request, self.revision, request.model, version, load, *varying)
         if "no-cache" in wanted:
             self.on_event("bypass", request.model)
             answer = await compute()

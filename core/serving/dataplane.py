@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -83,8 +83,15 @@ class DataPlane:
         self.registry = registry
         self.settings = settings
         self.check_predictors = check_predictors
-        self._running: Counter[str] = Counter()
+        self._running: Counter[Any] = Counter()
         """Requests in flight, by model."""
+        self.anew: Callable[[str], Any] = lambda name: None
+        """Makes a model once more, to be loaded beside the one that serves; None where nobody knows how."""
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._unloaded: set[str] = set()
+        """Models that are not here on request."""
+        self._loads: dict[str, str] = {}
+        """Tells answers of a model that was loaded on request from those before; by name, none for the first load."""
         self.draining = False
         """Not ready any more, and still serving."""
         self.closing = False
@@ -116,8 +123,9 @@ class DataPlane:
         return True
 
     async def ready(self) -> bool:
-        """Whether every model can answer: loaded, and its backend there."""
-        return not self.draining and all(await asyncio.gather(*(self.model_ready(name) for name in self.names())))
+        """Whether every model can answer: loaded, and its backend there. One that was unloaded on request need not."""
+        names = [name for name in self.names() if name not in self._unloaded]
+        return not self.draining and all(await asyncio.gather(*map(self.model_ready, names)))
 
     async def spec(self, name: str, deadline: float) -> ModelSpec:
         """What the model takes and gives; a backend may have to be asked."""
@@ -170,22 +178,54 @@ class DataPlane:
             yield
 
     async def load(self, name: str, principal: Principal | None) -> None:
-        """Loads a model that was unloaded, or loads it anew."""
+        """Loads a model that was unloaded, or loads it anew: the one that serves goes on until the new one is there,
+        and where that does not load, too."""
         self._repository_is_open_to(principal)
+        self.model(name)
+        async with self._changing[name]:
+            old = self.model(name)
+            served = old.ready
+            new = await self._loaded_anew(name, old)
+            self.registry.update(new)
+            self._loads[name] = uuid.uuid4().hex
+            self._unloaded.discard(name)
+            log.info("loaded on request: model=%r by=%r", name, principal and principal.name)
+            if new is not old:
+                await asyncio.shield(asyncio.create_task(self._retired(old, served=served)))
+
+    async def _loaded_anew(self, name: str, old: Any) -> Any:
+        served = old.ready
         try:
-            await load_model(name, self.model(name))
-        except CannotStart as error:
-            log.error("%s", error)
+            new = await handler_pool().run(self.anew, name) or old
+            await load_model(name, new, again=new is old)
+        except Exception as error:
+            old.ready = served
+            log.error("%s", error, exc_info=not isinstance(error, KServeKitError))
             raise ModelError(f"model {name!r} does not load; the server's log has the reason") from error
+        return new
+
+    async def _retired(self, model: Any, *, served: bool) -> None:
+        if served:
+            await self._out_of_use(model)
+        if isinstance(model, ArrayModel):
+            await model.close()
 
     async def unload(self, name: str, principal: Principal | None) -> None:
-        """Takes a model out of service once what is in flight is answered; its place is kept, to be loaded again."""
+        """Takes a model out of service once what is in flight is answered; its place is kept, to be loaded again. The
+        server stays ready for its other models."""
         self._repository_is_open_to(principal)
-        model = self.model(name)
+        self.model(name)
+        async with self._changing[name]:
+            self._unloaded.add(name)
+            log.info("unloaded on request: model=%r by=%r", name, principal and principal.name)
+            await self._out_of_use(self.model(name))
+
+    async def _out_of_use(self, model: Any) -> None:
         model.ready = False
         async with asyncio.timeout(self.settings.timeout_s):  # no request takes longer
-            while self._running[name]:  # noqa: ASYNC110 - a count costs a request less than an event
+            while self._running[model]:  # noqa: ASYNC110 - a count costs a request less than an event
                 await asyncio.sleep(LOOK_S)
+        del self._running[model]
         await asyncio.to_thread(model.stop)
 
     def _repository_is_open_to(self, principal: Principal | None) -> None:
@@ -214,23 +254,24 @@ class DataPlane:
             yield await self.infer(request)
             return
         given = _named(request)
-        self._running[request.model] += 1
+        self._running[model] += 1
         try:
             async with aclosing(model.answers(request)) as answers:
                 while (each := await in_time(_next(answers), request.deadline, f"model {request.model!r}")) is not None:
                     each.id = given
                     yield each.only(request.outputs)
         finally:
-            self._running[request.model] -= 1
+            self._running[model] -= 1
 
     async def _answer(self, request: Request) -> Answer:
         model = self._loaded(request.model)
         if hooks_are_ours(model):
             if self.cache is None:
                 return await model.answer(request)
+            load = self._loads.get(request.model, "")
             versions = (await model.spec()).versions
             version = request.version or (versions[-1] if versions else "")
-            return await self.cache.answer(request, version, lambda: model.answer(request))
+            return await self.cache.answer(request, version, lambda: model.answer(request), load=load)
         with our_errors(request.model, request.id):
             payload = kserve_types.infer_request_from(request)
             if payload.id:
@@ -266,7 +307,7 @@ class DataPlane:
         headers, body = await self._guarded(request, through_hooks)
         if isinstance(body, bytes):
             return headers, body
-        pieces = self._pieces(body, request)
+        pieces = self._pieces(body, request, model)
         first = await anext(pieces, None)  # what goes wrong before it has its own status
 
         async def whole() -> AsyncGenerator[bytes]:
@@ -278,7 +319,7 @@ class DataPlane:
 
         return {"content-type": "application/octet-stream"} | headers, whole()
 
-    async def _pieces(self, found: AsyncIterator[Any], request: Request) -> AsyncGenerator[bytes]:
+    async def _pieces(self, found: AsyncIterator[Any], request: Request, model: Any) -> AsyncGenerator[bytes]:
         """What a hook's own stream yields, within the request's deadline."""
 
         async def step() -> Any:
@@ -286,25 +327,23 @@ class DataPlane:
                 value = await anext(found, _END)
                 return None if value is _END else kserve_v1.piece(value, request.model)
 
-        self._running[request.model] += 1
+        self._running[model] += 1
         try:
             while (piece := await in_time(step(), request.deadline, f"model {request.model!r}")) is not None:
                 yield piece
         finally:
-            self._running[request.model] -= 1
+            self._running[model] -= 1
             if isinstance(found, AsyncGenerator):
                 await found.aclose()
 
     async def _guarded(self, request: Request, work: Callable[[Request], Coroutine[Any, Any, Result]]) -> Result:
         """Within the request's deadline."""
-        name = request.model
-        self.model(name)  # nobody fills our memory with names
-        self._running[name] += 1
+        model = self.model(request.model)
+        self._running[model] += 1
         try:
-            return await in_time(work(request), request.deadline, f"model {name!r}")
+            return await in_time(work(request), request.deadline, f"model {request.model!r}")
         finally:
-            self._running[name] -= 1
-
+            self._running[model] -= 1
 
     def _loaded(self, name: str) -> Any:
         model = self.model(name)
@@ -332,12 +371,13 @@ async def _next(answers: AsyncGenerator[Answer]) -> Answer | None:
     return await anext(answers, None)
 
 
-async def load_model(name: str, model: Any) -> None:
-    """KServe's start and load hooks in a thread; CannotStart says why they did not make the model ready."""
+async def load_model(name: str, model: Any, *, again: bool = False) -> None:
+    """KServe's start and load hooks in a thread; CannotStart says why they did not make the model ready. One that is
+    ready is loaded where it is to be loaded `again`, and not otherwise."""
     try:
         if getattr(type(model), "start", kserve.Model.start) is not kserve.Model.start:
             await handler_pool().run(model.start)
-        if model.ready:
+        if model.ready and not again:
             return
         # Not asyncio's own threads: Python waits for those when it ends, and a load may take minutes.
         loaded = await handler_pool().run(model.load)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import inspect
 import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import kserve
@@ -60,6 +61,14 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
         )
         self.worker: workers.Worker | None = None
 
+    def made_anew_by(self, factories: Mapping[str, Callable[[], kserve.Model]]) -> None:
+        """How to make the models once more, by their names, where they are to be loaded anew."""
+
+        def anew(name: str) -> kserve.Model | None:
+            return _prepared(factories[name]()) if name in factories else None
+
+        self.plane.anew = anew
+
     def start(self, models: Sequence[kserve.Model]) -> None:
         """Serves until SIGTERM or SIGINT; a second signal ends at once. CannotStart for all that is in the way."""
         if self.workers > 1 and self.worker is None:
@@ -74,11 +83,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
                 raise CannotStart(
                     f"two models are called {model.name!r}: give each a name, as in serve(A('a'), B('b'))"
                 )
-            self.register_model(model)
-            if not hooks_are_ours(model):
-                keep_off_the_loop(model)
-            if isinstance(model, Transformer):
-                _ = model.backend  # a transformer without a predictor should fail now, not at the first request
+            self.register_model(_prepared(model))
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         pool.resize(self.max_asyncio_workers or 0, self.settings.handler_queue)
         with asyncio.Runner(loop_factory=_loop_factory(self.event_loop)) as runner:
@@ -260,12 +265,34 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
                 ports["--grpc_port"] = server.grpc_port
             sys.exit(workers.supervise(flags.workers, server.settings.host, ports))
         models: list[kserve.Model] = []
+        factories: dict[str, Callable[[], kserve.Model]] = {}
         for target in targets:
-            found = target if isinstance(target, kserve.Model) else target(flags.model_name)
-            models += found if isinstance(found, list) else [found]
+            found = _made(target, flags.model_name)
+            models += found
+            if not isinstance(target, kserve.Model):
+                for place, model in enumerate(found):
+                    factories[model.name] = functools.partial(_made_again, target, flags.model_name, place)
+        server.made_anew_by(factories)
         server.start(models)
     except KServeKitError as error:
         sys.exit(f"kservekit: {error}")
+
+
+def _made(target: Target, model_name: str) -> list[kserve.Model]:
+    found = target if isinstance(target, kserve.Model) else target(model_name)
+    return found if isinstance(found, list) else [found]
+
+
+def _made_again(target: Target, model_name: str, place: int) -> kserve.Model:
+    return _made(target, model_name)[place]
+
+
+def _prepared(model: kserve.Model) -> kserve.Model:
+    if not hooks_are_ours(model):
+        keep_off_the_loop(model)
+    if isinstance(model, Transformer):
+        _ = model.backend  # a transformer without a predictor should fail now, not at the first request
+    return model
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
