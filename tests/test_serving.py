@@ -244,7 +244,7 @@ def test_server_and_model_metadata_and_readiness(declared):
     assert http(declared.http_url, "/v2").json == {
         "name": "kservekit",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data"],
     }
     assert http(declared.http_url, "/v2/models/m/versions/9").status == 404
     assert http(declared.http_url, "/v2/models/m").json["inputs"] == [

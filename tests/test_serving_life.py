@@ -228,6 +228,8 @@ def test_the_repository_is_listed_and_its_models_unloaded_and_loaded_where_that_
         assert index() == [{"name": "m", "state": "READY", "reason": ""}]
         assert http(url, "/v2/repository/models/m/unload", {}).json == {"name": "m", "unload": True}
         assert index()[0]["state"] == "UNAVAILABLE"
+        assert http(url, "/v2/repository/index", {"ready": True}).json == []
+        assert http(url, "/v2").json["extensions"] == ["binary_tensor_data", "model_repository"]
         assert server.get("/v2/models/m/ready") == 503
         assert server.get("/v2/health/ready") == 200  # or the pod with its other models would be taken out of service
         assert http(url, "/v2/models/m/infer", body(0)).status == 503

@@ -101,7 +101,7 @@ class DataPlane:
         self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
 
     def server_metadata(self) -> dict[str, Any]:
-        extensions = ["binary_tensor_data", "model_repository"]
+        extensions = ["binary_tensor_data", *(["model_repository"] if self.settings.repository_api else [])]
         return {"name": "kservekit", "version": __version__, "extensions": extensions}
 
     def names(self) -> list[str]:
@@ -151,11 +151,12 @@ class DataPlane:
             raise ModelNotFound(f"model {name!r} has no version {version[:40]!r}: it has {', '.join(versions)}")
         return {"name": name, "versions": versions, "platform": platform, "inputs": inputs, "outputs": outputs}
 
-    def index(self) -> list[dict[str, str]]:
-        """The repository index, as Triton's model repository extension has it."""
-        models = self.registry.get_models().items()
+    def index(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """The repository index, as Triton's model repository extension has it; `ready`: of models that are, alone."""
         return [
-            {"name": name, "state": "READY" if model.ready else "UNAVAILABLE", "reason": ""} for name, model in models
+            {"name": name, "state": "READY" if model.ready else "UNAVAILABLE", "reason": ""}
+            for name, model in self.registry.get_models().items()
+            if model.ready or not ready
         ]
 
     def principal(self, headers: Mapping[str, str]) -> Principal | None:

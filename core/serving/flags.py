@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import ssl
 from pathlib import Path
 
 from kserve.model_server import parser as kserve_parser
@@ -36,11 +37,34 @@ def check(flags: argparse.Namespace) -> list[str]:
             raise CannotStart(f"--{name} is {getattr(flags, name)}: expected 0 to 65535")
     if flags.log_config_file and not Path(flags.log_config_file).is_file():
         raise CannotStart(f"--log_config_file is {flags.log_config_file!r}: no such file")
+    _check_tls(flags.ssl_certfile, flags.ssl_keyfile)
     return [
         f"--{name} has no effect here: {reason}"
         for name, reason in _WITHOUT_EFFECT.items()
         if getattr(flags, name) != kserve_parser.get_default(name)
     ]
+
+
+def _check_tls(certificate: str | None, key: str | None) -> None:
+    """They come from KSERVE_TLS_CERT_FILE and KSERVE_TLS_KEY_FILE, too."""
+    files = {"--ssl_certfile": certificate, "--ssl_keyfile": key}
+    if not any(files.values()):
+        return
+    for flag, path in files.items():
+        if not path:
+            raise CannotStart(f"{flag} is not set and {(files.keys() - {flag}).pop()} is: expected both or none")
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise CannotStart(f"{flag} is {path!r}: {error.strerror}") from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(str(certificate), key, password="")
+    except ssl.SSLError as error:
+        raise CannotStart(
+            f"--ssl_certfile is {certificate!r} and --ssl_keyfile {key!r}: expected a certificate in PEM and its own "
+            f"private key, without a password ({error.reason or error})"
+        ) from None
 
 
 def log_to_stderr(flags: argparse.Namespace) -> None:

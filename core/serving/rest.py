@@ -325,7 +325,9 @@ class RestApp:
         return 200, dict(_JSON), dumps({"models": self.dataplane.names()})
 
     async def index(self, call: Call, body: bytes) -> Reply:
-        return 200, dict(_JSON), dumps(self.dataplane.index())
+        asked = loads(body) if body else {}
+        ready = isinstance(asked, dict) and asked.get("ready") is True
+        return 200, dict(_JSON), dumps(self.dataplane.index(ready=ready))
 
     async def load(self, name: str, call: Call, body: bytes) -> Reply:
         await self.dataplane.load(name, call.principal)
