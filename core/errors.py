@@ -18,6 +18,7 @@ KServeKitError
 
 from __future__ import annotations
 
+import math
 import re
 
 LONGEST_MESSAGE = 1000
@@ -40,6 +41,8 @@ class ServingError(KServeKitError):
 
     http = 500
     grpc = "INTERNAL"
+    default_retry_after: int | None = None
+    """Seconds that a caller is told where nobody said any."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         # What a caller sent is often part of it, and gRPC carries it in a header of limited size.
@@ -49,6 +52,11 @@ class ServingError(KServeKitError):
     @property
     def message(self) -> str:
         return str(self.args[0])
+
+    @property
+    def told_retry_after(self) -> int | None:
+        """What a caller is told, in whole seconds; none for what is not mended by waiting."""
+        return self.default_retry_after if self.retry_after is None else math.ceil(self.retry_after)
 
 
 class InvalidInput(ServingError):
@@ -77,6 +85,7 @@ class UnsupportedMedia(ServingError):
 
 class TooManyRequests(ServingError):
     http, grpc = 429, "RESOURCE_EXHAUSTED"
+    default_retry_after = 1
 
 
 class Cancelled(ServingError):
@@ -93,6 +102,7 @@ class NotSupported(ServingError):
 
 class Unavailable(ServingError):
     http, grpc = 503, "UNAVAILABLE"
+    default_retry_after = 1
 
 
 class DeadlineExceeded(ServingError):

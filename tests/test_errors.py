@@ -62,3 +62,9 @@ def test_a_foreign_http_status_reads_as_the_nearest_error(status, expected, told
 @pytest.mark.parametrize("value", ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "1e9", "", None, "9999999999"])
 def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(value):
     assert errors.from_http(503, "why", retry_after=value).retry_after is None
+
+
+@pytest.mark.parametrize("error", errors.ALL)
+def test_what_waiting_mends_always_says_how_long(error):
+    assert error("x").told_retry_after == (1 if error.http in (429, 503) else None)
+    assert error("x", retry_after=1.2).told_retry_after == 2

@@ -1,10 +1,12 @@
 """KServe's flags as we take them."""
 
+import logging
+
 import pytest
 from certificates import self_signed
 
 from kservekit.errors import CannotStart
-from kservekit.serving.flags import check, flags_parser
+from kservekit.serving.flags import check, flags_parser, keep_our_loggers
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,11 @@ def test_what_is_wrong_with_the_files_for_tls_is_one_sentence(files, given, sent
 def test_a_pair_for_tls_is_taken(files):
     pair = [f"--ssl_certfile={files['good']}", f"--ssl_keyfile={files['good']}"]
     assert check(flags_parser().parse_args(pair)) == []
+
+
+def test_a_log_config_that_turns_off_what_is_there_leaves_our_loggers_on():
+    ours, other = logging.getLogger("kservekit.serving.rest"), logging.getLogger("somebody.elses")
+    ours.disabled = other.disabled = True  # as dictConfig does where disable_existing_loggers is not said
+    keep_our_loggers()
+    assert (ours.disabled, other.disabled) == (False, True)
+    other.disabled = False

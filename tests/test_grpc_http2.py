@@ -288,8 +288,8 @@ def test_an_answer_over_its_limit_is_an_error():
 )
 def test_what_is_not_grpc_has_http_s_status(headers, status):
     async def test(methods, server, address):
-        reply, _, _ = await post(address, "/S/echo", b"{}", **headers)
-        assert reply.status == status
+        reply, _, said = await post(address, "/S/echo", b"{}", **headers)
+        assert (reply.status, said["kservekit-revision"]) == (status, "r1")
 
     run(test)
 

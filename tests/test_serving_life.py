@@ -71,9 +71,10 @@ def test_a_second_signal_ends_at_once(numbers):
         assert server.process.poll() == 1
 
 
-def test_ctrl_c_does_not_wait_for_callers_to_notice():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_ctrl_c_does_not_wait_for_callers_to_notice(number):
     with served("Slow", lame_duck_ms="600000") as server:
-        os.kill(server.process.pid, signal.SIGINT)
+        os.kill(server.process.pid, number)
         assert eventually(lambda: server.process.poll() is not None)
         assert server.process.poll() == 0
 

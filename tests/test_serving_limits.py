@@ -57,6 +57,14 @@ def test_a_callers_time_over_rest_ends_in_504_and_ends_the_work(slow):
     assert cancelled(slow) == before + 1
 
 
+def test_a_callers_time_over_grpc_may_come_as_over_rest(slow):
+    request = messages.ModelInferRequest(model_name="m")
+    request.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(30)
+    with grpc.insecure_channel(slow.grpc_url) as channel, pytest.raises(grpc.RpcError) as found:
+        stubs.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=[("kservekit-timeout-ms", "100")])
+    assert found.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_a_callers_time_over_grpc_ends_the_work(slow):
     before = cancelled(slow)
 

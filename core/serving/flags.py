@@ -78,3 +78,11 @@ def log_to_stderr(flags: argparse.Namespace) -> None:
     log.propagate = False
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+
+
+def keep_our_loggers() -> None:
+    """A --log_config_file turns off every logger that is there already, unless it says otherwise: ours with them, and
+    a fault would leave no line."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "kservekit":
+            logging.getLogger(name).disabled = False

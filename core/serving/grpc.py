@@ -21,7 +21,7 @@ from kservekit.identity import Principal
 from kservekit.serving import kserve_types
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.grpc_http2 import Call, Streaming, Unary
-from kservekit.serving.headers import as_dict
+from kservekit.serving.headers import as_dict, seconds
 from kservekit.telemetry import timing
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class InferenceService:
         """ModelInfer, bytes in and bytes out: the codec's work, and not protobuf's."""
         stages = timing.measure() if self.server_timing else None
         with timing.stage("total"):
-            deadline = self.dataplane.deadline(call.seconds_left)
             headers, principal, tenant = call.asker
+            deadline = self._deadline(headers, call)
             with timing.stage("read"):
                 request = self._read(data)
             request.deadline, request.headers, request.source = deadline, headers, (kserve_types.from_grpc, data)
@@ -75,7 +75,7 @@ class InferenceService:
                 request = self._read(data)
                 request.headers, request.principal, request.tenant = headers, principal, tenant
                 request.source = (kserve_types.from_grpc, data)
-                request.deadline = self.dataplane.deadline(call.seconds_left)
+                request.deadline = self._deadline(headers, call)
                 say_last = bool(request.parameters.pop(grpc_stream.WANTS_LAST, False))
                 given = request.id
                 with self.dataplane.room(tenant):
@@ -127,6 +127,10 @@ class InferenceService:
         headers = self._headers(call)
         principal = self.dataplane.principal(headers)
         return headers, principal, self.dataplane.tenant(headers, principal)
+
+    def _deadline(self, headers: dict[str, str], call: Call) -> float:
+        """By grpc-timeout or by the header that REST has for it, whichever is less."""
+        return min(self.dataplane.deadline(call.seconds_left), self.dataplane.deadline(seconds(headers)))
 
     def _headers(self, call: Call) -> dict[str, str]:
         return as_dict(call.pairs, self.dataplane.once)

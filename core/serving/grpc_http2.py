@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -131,7 +130,7 @@ class GrpcServer:
         """Answers one HTTP/2 request, and is done when all of it is on its way."""
         path = request.path or ""
         if request.method != "POST" or not (request.headers.get("content-type") or b"").startswith(b"application/grpc"):
-            await request.respond(405 if request.method != "POST" else 415)
+            await request.respond(405 if request.method != "POST" else 415, headers=HeaderMap(self._always.items()))
             return
         departure = Departure(lambda: _until_reset(request, departure))
         try:
@@ -266,8 +265,8 @@ class GrpcServer:
             log.error("a fault of the server itself", exc_info=error)
             error = ModelError("the server failed; its log has the reason")
         status = self._status(error.grpc, error.message) | {ERROR_HEADER: type(error).__name__}
-        if error.retry_after is not None:
-            status["retry-after"] = str(math.ceil(error.retry_after))
+        if error.told_retry_after is not None:
+            status["retry-after"] = str(error.told_retry_after)
         return status
 
     def _status(self, code: str, text: str) -> dict[str, str]:

@@ -67,3 +67,13 @@ def as_dict(pairs: Sequence[tuple[str, str]], once: frozenset[str] = ONCE) -> di
         else:
             found[name] = f"{found[name]},{value}"
     return found
+
+
+def seconds(headers: Mapping[str, str]) -> float | None:
+    """How long the caller says that it waits, on any wire; None where it does not say."""
+    asked = headers.get(TIMEOUT_HEADER)
+    if asked is None:
+        return None
+    if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10):
+        raise InvalidInput(f"{TIMEOUT_HEADER} is {asked[:40]!r}: expected whole milliseconds, such as 500")
+    return int(asked) / 1000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -18,8 +17,8 @@ from urllib.parse import unquote
 from prometheus_client import REGISTRY, CollectorRegistry, exposition, multiprocess
 
 from kservekit.codec import events, rest_v1, rest_v2
-from kservekit.codec.json_values import check_depth, dumps
-from kservekit.codec.message import TIMEOUT_HEADER, Request, check_name
+from kservekit.codec.json_values import check_depth, dumps, loads
+from kservekit.codec.message import Request, check_name
 from kservekit.config import ServerSettings
 from kservekit.errors import (
     Cancelled,
@@ -34,7 +33,7 @@ from kservekit.identity import Principal
 from kservekit.serving import cloudevents, kserve_types, kserve_v1
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
-from kservekit.serving.headers import as_dict
+from kservekit.serving.headers import as_dict, seconds
 from kservekit.serving.unpacked import unpacked
 from kservekit.telemetry import timing
 
@@ -160,7 +159,9 @@ class RestApp:
         pairs = [(key.decode("latin-1"), value.decode("latin-1")) for key, value in scope["headers"]]
         headers = as_dict(pairs, self.dataplane.once)
         principal = self.dataplane.principal(headers)
-        call = Call(headers, principal, self.dataplane.tenant(headers, principal), self._deadline(headers))
+        call = Call(
+            headers, principal, self.dataplane.tenant(headers, principal), self.dataplane.deadline(seconds(headers))
+        )
         if handler in self._counted:
             self.dataplane.model(arguments["name"])
             held.enter_context(self.dataplane.room(call.tenant))  # before memory is spent on the body
@@ -236,14 +237,6 @@ class RestApp:
         return PayloadTooLarge(
             f"the body {what} over {limit} bytes, the limit of this server (KSERVEKIT_MAX_BODY_BYTES)"
         )
-
-    def _deadline(self, headers: Headers) -> float:
-        asked = headers.get(TIMEOUT_HEADER)
-        if asked is None:
-            return self.dataplane.deadline(None)
-        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 10):
-            raise InvalidInput(f"{TIMEOUT_HEADER} is {asked[:40]!r}: expected whole milliseconds, such as 500")
-        return self.dataplane.deadline(int(asked) / 1000)
 
     async def infer_v2(self, name: str, version: str, call: Call, body: bytes) -> Reply:
         with timing.stage("read"):
@@ -378,16 +371,15 @@ async def _send_each(pieces: AsyncGenerator[bytes], send: Any) -> None:
 def _as_event(error: ServingError) -> bytes:
     """The body that it would have had, and the status that came too late for its place."""
     found = {"error": error.message, "status": error.http}
-    return dumps(found | ({} if error.retry_after is None else {"retry_after": math.ceil(error.retry_after)}))
+    return dumps(found | ({} if error.told_retry_after is None else {"retry_after": error.told_retry_after}))
 
 
 def error_reply(error: KServeKitError) -> Reply:
     """`{"error": ...}` with the error's status, and Retry-After where it has one."""
     status = error.http if isinstance(error, ServingError) else 500
     headers = dict(_JSON)
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        headers["retry-after"] = str(math.ceil(retry_after))
+    if isinstance(error, ServingError) and error.told_retry_after is not None:
+        headers["retry-after"] = str(error.told_retry_after)
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     if status == 413:

@@ -25,7 +25,7 @@ from kservekit.serving import grpc as grpc_service
 from kservekit.serving import pool, workers
 from kservekit.serving.caching import response_cache
 from kservekit.serving.dataplane import DataPlane, load_model
-from kservekit.serving.flags import check, flags_parser, log_to_stderr
+from kservekit.serving.flags import check, flags_parser, keep_our_loggers, log_to_stderr
 from kservekit.serving.grpc_http2 import GrpcServer, Limits
 from kservekit.serving.http_protocol import limited_protocol
 from kservekit.serving.kserve_types import keep_off_the_loop
@@ -202,12 +202,12 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
 
 
 class Stop:
-    """SIGTERM and SIGINT of this process: the first asks, the second ends at once."""
+    """SIGTERM, SIGINT and SIGQUIT of this process: the first asks, the second ends at once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.asked = asyncio.Event()
         self.by = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, self.now, number)
 
     def now(self, number: int = signal.SIGTERM) -> None:
@@ -249,6 +249,7 @@ def serve(*targets: Target, argv: Sequence[str] | None = None) -> None:
                 predictor_health_check=flags.enable_predictor_health_check,
             ),
         )
+        keep_our_loggers()
         server.worker = workers.this_worker()
         if unknown and server.worker is None:
             warnings.append(f"KServe has no flag {' '.join(unknown)}; kservekit serve --help lists them")

@@ -85,8 +85,8 @@ def listen(host: str, port: int, *, shared: bool, flag: str = "--http_port") -> 
 
 
 def supervise(count: int, host: str, ports: Mapping[str, int]) -> int:
-    """Runs `count` workers until SIGTERM or SIGINT; the exit code. CannotStart where a port is taken. `ports` by the
-    flag that names them.
+    """Runs `count` workers until SIGTERM, SIGINT or SIGQUIT; the exit code. CannotStart where a port is taken.
+    `ports` by the flag that names them.
 
     A worker that ends before it was ever ready ends all, with its code: what kept it will keep the next one. Later a
     dead worker is replaced, after a wait that doubles from half a second to 30.
@@ -117,7 +117,7 @@ class _Supervisor:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         # SIGCHLD's handler does nothing: that it is there makes the wake-up come.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(number, self._signalled if number != signal.SIGCHLD else lambda *_: None)
         self.selector.register(woken, selectors.EVENT_READ)
         try:
