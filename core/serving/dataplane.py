@@ -28,6 +28,7 @@ from kservekit.errors import (
     ModelError,
     ModelNotFound,
     NotSupported,
+    Unauthenticated,
     Unavailable,
 )
 from kservekit.identity import Authenticator, Principal, require_role
@@ -232,8 +233,13 @@ class DataPlane:
     def _repository_is_open_to(self, principal: Principal | None) -> None:
         if not self.settings.repository_api:
             raise Forbidden("this server does not load or unload models on request (KSERVEKIT_REPOSITORY_API)")
-        if self._someone_is_known:
+        if not self._someone_is_known:
+            return
+        try:
             require_role(principal, self._admin_role)
+        except (Unauthenticated, Forbidden):
+            log.warning("refused to load or unload a model: by=%r", principal and principal.name)
+            raise
 
     def deadline(self, asked_s: float | None) -> float:
         """The moment until which a request may take: the caller's time or the server's, whichever is less."""

@@ -156,7 +156,8 @@ class ArrayModel(kserve.Model):  # type: ignore[misc]
                     found.close()
 
     def _failed(self, request: Request) -> ModelError:
-        log.exception("model failed: model=%r id=%r", self.name, request.id)
+        by = request.principal and request.principal.name
+        log.exception("model failed: model=%r id=%r by=%r", self.name, request.id, by)
         named = f" (request id {request.id})" if request.id else ""
         return ModelError(f"model {self.name!r} failed{named}; the server's log has the reason")
 
