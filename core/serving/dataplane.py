@@ -99,7 +99,8 @@ class DataPlane:
         """About to end."""
         self.all_callers = Limiter(settings.max_concurrency, "this server (KSERVEKIT_MAX_CONCURRENCY)")
         self.per_tenant = Limiter(settings.tenant_max_concurrency, "this tenant (KSERVEKIT_TENANT_MAX_CONCURRENCY)")
-        self._limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
+        self.limited = bool(settings.max_concurrency or settings.tenant_max_concurrency)
+        """Whether there is a limit on callers at all."""
 
     def server_metadata(self) -> dict[str, Any]:
         extensions = ["binary_tensor_data", *(["model_repository"] if self.settings.repository_api else [])]
@@ -172,7 +173,7 @@ class DataPlane:
 
     def room(self, tenant: str) -> AbstractContextManager[None]:
         """A place within the limits on callers, taken before a request is read; TooManyRequests where there is none."""
-        return self._room(tenant) if self._limited else _NO_LIMIT
+        return self._room(tenant) if self.limited else _NO_LIMIT
 
     @contextmanager
     def _room(self, tenant: str) -> Iterator[None]:

@@ -40,6 +40,7 @@ from kservekit.telemetry import timing
 log = logging.getLogger(__name__)
 
 Headers = dict[str, str]
+Held = contextlib.ExitStack
 Reply = tuple[int, Headers, bytes | AsyncGenerator[bytes]]
 """Status, headers, and the body: whole, or its pieces as they come."""
 Ways = dict[str, tuple[Callable[..., Coroutine[Any, Any, Reply]], dict[str, str]]]
@@ -109,12 +110,16 @@ class RestApp:
         self._ways_before = lru_cache(256)(self._ways)
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            with contextlib.ExitStack() as held:
-                await self._answer(scope, receive, send, held)
+        if scope["type"] != "http":
+            return
+        if not self.dataplane.limited:
+            await self._answer(scope, receive, send)
+            return
+        with contextlib.ExitStack() as held:
+            await self._answer(scope, receive, send, held)
 
-    async def _answer(self, scope: dict[str, Any], receive: Any, send: Any, held: contextlib.ExitStack) -> None:
-        """`held` is given what the request has of the server until its answer is sent."""
+    async def _answer(self, scope: dict[str, Any], receive: Any, send: Any, held: Held | None = None) -> None:
+        """`held` is given the request's place within the limits, until its answer is sent."""
         stages = timing.measure() if self.settings.server_timing else None
         try:
             with timing.stage("total"):
@@ -145,7 +150,7 @@ class RestApp:
             body = b""
         await send({"type": "http.response.body", "body": body})
 
-    async def _reply(self, scope: dict[str, Any], receive: Any, held: contextlib.ExitStack) -> Reply:
+    async def _reply(self, scope: dict[str, Any], receive: Any, held: Held | None) -> Reply:
         # raw_path keeps %2F apart from /.
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         ways = (self._ways_before if len(path) < LONG_PATH else self._ways)(path)
@@ -164,7 +169,8 @@ class RestApp:
         )
         if handler in self._counted:
             self.dataplane.model(arguments["name"])
-            held.enter_context(self.dataplane.room(call.tenant))  # before memory is spent on the body
+            if held is not None:
+                held.enter_context(self.dataplane.room(call.tenant))  # before memory is spent on the body
         # Only a v2 request may have a part that is not JSON.
         has_binary = handler == self.infer_v2 and rest_v2.JSON_LENGTH_HEADER in headers
         body = await self._body(headers, receive, self._most_body if has_binary else self._most_json)
