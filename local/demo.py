@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from textwrap import indent
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def _triton(
     except TritonUnavailable as error:
         if engine == "triton":
             raise
-        say(f"      {error}\n      so ONNX Runtime serves the same model in the predictor's process")
+        say(indent(f"{error}\nso ONNX Runtime serves the same model in the predictor's process", " " * 6))
         return None
     repository = cache_folder() / "demo" / "repository"
     files = {"model.py": ONNX_IN_TRITON, "model.onnx": material.model}

@@ -96,9 +96,10 @@ def find_interpreter(candidates: Iterable[Path]) -> Interpreter:
         except TritonUnavailable as refusal:
             refusals.append(str(refusal))
     raise TritonUnavailable(
-        f"Triton needs a Python {' or '.join(PYTHONS)} with a shared libpython, and none was found; install Debian's "
-        "libpython3.11 and python3.11-venv, or a Python from uv, conda or pyenv "
-        f"(PYTHON_CONFIGURE_OPTS=--enable-shared), {ELSEWHERE}" + "".join(f"\n  {refusal}" for refusal in refusals)
+        f"Triton needs a Python {' or '.join(PYTHONS)} with a shared libpython, and none was found; "
+        "install libpython3.11 and python3.11-venv on Debian 12, libpython3.12 and python3.12-venv on Ubuntu 24.04, "
+        "or elsewhere, as on Debian 13, one from uv, conda or pyenv (PYTHON_CONFIGURE_OPTS=--enable-shared), "
+        f"{ELSEWHERE}" + "".join(f"\n  {refusal}" for refusal in refusals)
     )
 
 
