@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from calls import WIRES, ask, floats, http
+from calls import WIRES, ask, eventually, floats, http
 from conftest import write_doubles
 
 from kservekit import errors
@@ -57,6 +57,7 @@ class TritonPythonModel:
         for request in requests:
             runs += 1
             x = triton.get_input_tensor_by_name(request, "x").as_numpy()
+            print("at work for", x.max(), "s", flush=True)
             time.sleep(float(x.max()))
             answers.append(triton.InferenceResponse([triton.Tensor("y", np.full_like(x, runs))]))
         return answers
@@ -214,6 +215,15 @@ def test_a_queue_time_out_that_is_none_is_refused_as_a_priority_is(all_of_them, 
     assert reply.json["error"].startswith(f"parameter 'timeout' is {asked!r}: expected whole microseconds")
 
 
+async def at_work(triton, before):
+    """Once its log tells of one more of the first runs than `before`."""
+    assert await asyncio.to_thread(eventually, lambda: long_runs(triton) > before)
+
+
+def long_runs(triton):
+    return triton.log.read_text().count("at work for 1.0 s")
+
+
 async def runs(triton):
     backend = GrpcBackend(triton.grpc_url)
     try:
@@ -226,10 +236,10 @@ async def runs(triton):
 def test_triton_drops_what_nobody_waits_for_any_more(triton, all_of_them):
     async def main():
         backend = connect(all_of_them.grpc_url)
-        before = await runs(triton)
+        before, longs = await runs(triton), long_runs(triton)
         try:
             busy = asyncio.create_task(backend.infer(Request({"x": floats([1])}, model="order")))
-            await asyncio.sleep(0.2)  # it is at work by then, or the others are: the count is the same
+            await at_work(triton, longs)
             late = [Request({"x": floats([0])}, model="order", deadline=time.monotonic() + 0.3) for _ in range(5)]
             found = await asyncio.gather(*map(backend.infer, late), return_exceptions=True)
             assert {type(error) for error in found} <= {errors.DeadlineExceeded, errors.Unavailable}
@@ -242,9 +252,10 @@ def test_triton_drops_what_nobody_waits_for_any_more(triton, all_of_them):
     assert asyncio.run(main()) == 2
 
 
-def test_a_higher_priority_goes_before(all_of_them):
+def test_a_higher_priority_goes_before(triton, all_of_them):
     async def main():
         backend = connect(all_of_them.grpc_url)
+        longs = long_runs(triton)
         try:
 
             def call(seconds, priority):
@@ -252,7 +263,7 @@ def test_a_higher_priority_goes_before(all_of_them):
                 return asyncio.create_task(backend.infer(request))
 
             first = call(1, 1)
-            await asyncio.sleep(0.3)
+            await at_work(triton, longs)
             low = [call(0, 2) for _ in range(3)]
             await asyncio.sleep(0.3)
             high = call(0, 1)
