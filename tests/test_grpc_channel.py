@@ -404,11 +404,15 @@ def test_a_sick_address_gets_one_call_at_a_time_to_show_itself_and_ever_more_sel
     assert health.takes_call(60)
 
 
-def test_a_reason_that_does_not_fit_in_a_header_is_said_to_be_missing():
+def test_a_long_reason_arrives_and_one_that_is_too_long_is_said_to_be_missing():
     async def test():
         async with foreign() as (_, port), channel_to(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(GrpcFailure) as found:
+                await channel.call("/S/refuse", b"x" * 100_000, timeout_s=20)
+            assert found.value.details == "x" * 100_000
             with pytest.raises(GrpcFailure, match="NOT_FOUND: the server gave no reason, or one that was too long"):
-                await channel.call("/S/refuse", b"x" * 20_000, timeout_s=20)
+                await channel.call("/S/refuse", b"x" * 1_500_000, timeout_s=20)
+            assert await channel.call("/S/echo", b"well", timeout_s=20) == b"well"
 
     run(test)
 

@@ -15,7 +15,7 @@ from httpunk import Backend, ConnectionClosedError, GoAwayError, H2Connection, H
 from httpunk.asyncio import H2ClientProtocol
 
 from kservekit.codec import grpc_frames as frames
-from kservekit.errors import InvalidInput, TooManyRequests
+from kservekit.errors import Cancelled, InvalidInput, TooManyRequests
 from kservekit.serving import grpc_http2
 from kservekit.serving.grpc_http2 import GrpcServer, Limits
 
@@ -45,6 +45,9 @@ class Methods:
 
     async def refuse(self, message, call):
         raise TooManyRequests("zu viele, 100 %\n", retry_after=1.2)
+
+    async def cancelled(self, message, call):
+        raise Cancelled("the backend was told to give up")
 
     async def fail(self, message, call):
         raise RuntimeError("a secret")
@@ -93,7 +96,10 @@ class Methods:
 @asynccontextmanager
 async def serving():
     methods = Methods()
-    unary = {f"/S/{name}": getattr(methods, name) for name in ("echo", "refuse", "fail", "large", "long", "hang")}
+    unary = {
+        f"/S/{name}": getattr(methods, name)
+        for name in ("echo", "refuse", "cancelled", "fail", "large", "long", "hang")
+    }
     streaming = {f"/S/{name}": getattr(methods, name) for name in ("each", "each_long", "endless")}
     server = GrpcServer(unary, streaming, LIMITS, always={"kservekit-revision": "r1"}, admit=methods.admit)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -162,6 +168,16 @@ def test_an_error_arrives_with_its_status_text_and_metadata():
         trailing = dict(caught.value.trailing_metadata())
         assert (trailing["retry-after"], trailing["kservekit-error"]) == ("2", "TooManyRequests")
         assert trailing["kservekit-revision"] == "r1"
+
+    run(test)
+
+
+def test_a_backends_cancelled_is_answered_as_any_other_error():
+    async def test(methods, server, address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="told to give up") as caught:
+                await channel.unary_unary("/S/cancelled")(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
 
     run(test)
 

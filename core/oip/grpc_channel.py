@@ -28,7 +28,7 @@ cancellation that meets its end kills Triton before 2.53 by a segmentation fault
 (triton-inference-server/server#7368)."""
 
 NO_REASON = "the server gave no reason, or one that was too long for a header"
-"""httpunk leaves out what is over 16 KiB."""
+"""What is over HEADER_BYTES httpunk leaves out."""
 
 _HEAD = (("content-type", frames.CONTENT_TYPE), ("te", "trailers"))
 _OF_HTTP = {400: "INTERNAL", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "UNIMPLEMENTED"} | dict.fromkeys(

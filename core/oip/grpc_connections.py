@@ -10,7 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from httpunk import H1Connection, H2Connection, HTTPunkError
+from httpunk._httpunk import H2Streams
 from httpunk.asyncio import H2ClientProtocol
+from httpunk.h2.client import Connection
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,15 @@ UNHEARD_MS = 20_000
 """After so long without a sign of what was sent a connection is given up: its host is gone."""
 
 
+WINDOW_BYTES = 4 * 2**20
+"""What a server may send before we have read it, for one call; of all calls of a connection twice as much."""
+FRAME_BYTES = 65_536
+"""The largest piece of an answer: each costs as much work as a small one."""
+HEADER_BYTES = 2**20
+"""The most that comes with a status; a text in it may be a backend's whole traceback."""
+READ_BYTES = 262_144
+"""As many as uvloop reads at once: less is a copy of it."""
+
 SICK_AFTER = 3
 """Calls in a row that an address refused as unavailable, or left without a word, after which it is left out."""
 FIRST_OUT_S, LONGEST_OUT_S = 1.0, 10.0
@@ -39,7 +50,36 @@ class Unreachable(Exception):
     """No address takes a connection; the message has the last reason of each."""
 
 
+class _Driver(Connection):
+    """httpunk's own takes answers in pieces of 16 KiB, and breaks a connection off for a status text of 64 KiB."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Driver:
+        found: _Driver = H2Streams.__new__(
+            cls,
+            "client",
+            initial_window_size=WINDOW_BYTES,
+            connection_window=2 * WINDOW_BYTES,
+            max_frame_size=FRAME_BYTES,
+            max_header_list_size=HEADER_BYTES,
+            max_send_buf_size=WINDOW_BYTES,
+            enable_push=False,
+        )
+        return found
+
+
+class _Client(H2Connection):
+    def __init__(self, transport: _Protocol, **options: Any) -> None:
+        self._conn = _Driver(transport, **options)  # type: ignore[no-untyped-call]
+
+
 class _Protocol(H2ClientProtocol):
+    def _make_client(self) -> H2Connection:
+        return _Client(self, authority=self._authority, scheme=self._scheme or "http", backend=self._backend)
+
+    async def receive_some(self, max_bytes: int = READ_BYTES) -> bytes:
+        data: bytes = await super().receive_some(max(max_bytes, READ_BYTES))  # type: ignore[no-untyped-call]
+        return data
+
     async def send_all(self, data: Any) -> None:
         # httpunk lets go of its view when this returns, and asyncio's transport keeps it (from Python 3.12 on).
         await super().send_all(memoryview(data))  # type: ignore[no-untyped-call]

@@ -26,6 +26,10 @@ class Departure:
         self._gone = False
         self._task: asyncio.Task[Any] | None = None
 
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
     def happened(self) -> None:
         self._gone = True
         if self._task is not None:

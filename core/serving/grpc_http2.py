@@ -46,6 +46,8 @@ CALLS_A_CONNECTION = 1000
 WINDOW_BYTES = 4 * 2**20
 """What a caller may send before we have read it, in one call and in all of a connection: several large tensors' worth
 on their way, so that a distant caller need not wait for our word."""
+READ_BYTES = 262_144
+"""As many as uvloop reads at once: less is a copy of it."""
 FIELD_BYTES = 32
 """What HTTP/2 counts for a header field beside its name and its value (RFC 9113, 6.5.2)."""
 PART_BYTES = 65_536
@@ -152,11 +154,11 @@ class GrpcServer:
         trailing: dict[str, str] = {}
         try:
             reply = await departure.ends(self._one(method, request, trailing))
-        except Cancelled:
-            return
         except HTTPunkError:
             raise
         except Exception as error:
+            if departure.gone:  # a backend's Cancelled is an answer as any other error
+                return
             await request.respond(200, headers=HeaderMap((_HEAD | self._failed(error)).items()))
             return
         trailers = HeaderMap(({frames.STATUS: "0"} | self._always | trailing).items()) if trailing else self._well
@@ -319,7 +321,7 @@ class _Connection(H2ServerProtocol):
     async def receive_some(self, max_bytes: int = 65_536) -> bytes:
         if self._ahead > WINDOW_BYTES:
             await self._writable.wait()
-        data: bytes = await super().receive_some(max_bytes)  # type: ignore[no-untyped-call]
+        data: bytes = await super().receive_some(max(max_bytes, READ_BYTES))  # type: ignore[no-untyped-call]
         if not self._writable.is_set():
             self._ahead += len(data)
         return data
@@ -374,7 +376,7 @@ class _Connection(H2ServerProtocol):
 
 
 class _Server(H2Server):
-    """Ends a connection whose header block goes on for more than `block_bytes` as it travels; 128 KiB more where it
+    """Ends a connection whose header block goes on for more than `block_bytes` as it travels; 512 KiB more where it
     begins and ends within what is read at once."""
 
     def __init__(self, protocol: _Connection, block_bytes: int, **options: Any) -> None:
