@@ -33,7 +33,7 @@ UNHEARD_MS = 20_000
 
 WINDOW_BYTES = 4 * 2**20
 """What a server may send before we have read it, for one call; of all calls of a connection twice as much."""
-FRAME_BYTES = 65_536
+FRAME_BYTES = 262_144
 """The largest piece of an answer: each costs as much work as a small one."""
 HEADER_BYTES = 2**20
 """The most that comes with a status; a text in it may be a backend's whole traceback."""
