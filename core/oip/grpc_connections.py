@@ -33,8 +33,8 @@ UNHEARD_MS = 20_000
 
 WINDOW_BYTES = 4 * 2**20
 """What a server may send before we have read it, for one call; of all calls of a connection twice as much."""
-FRAME_BYTES = 262_144
-"""The largest piece of an answer: each costs as much work as a small one."""
+FRAME_BYTES = 16_384
+"""HTTP/2's own: servers begin with larger ones before they have agreed to them, which breaks the connection."""
 HEADER_BYTES = 2**20
 """The most that comes with a status; a text in it may be a backend's whole traceback."""
 READ_BYTES = 262_144
@@ -51,7 +51,7 @@ class Unreachable(Exception):
 
 
 class _Driver(Connection):
-    """httpunk's own takes answers in pieces of 16 KiB, and breaks a connection off for a status text of 64 KiB."""
+    """httpunk's own loses a status text of 16 KiB, and breaks the connection off for one of 64."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Driver:
         found: _Driver = H2Streams.__new__(

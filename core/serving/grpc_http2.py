@@ -361,7 +361,7 @@ class _Connection(H2ServerProtocol):
             initial_window_size=WINDOW_BYTES,
             initial_connection_window_size=WINDOW_BYTES,
             # Frames stay at HTTP/2's 16 KiB: gRPC's clients send larger ones before they have agreed to them.
-            max_send_buf_size=WINDOW_BYTES,
+            max_send_buf_size=4 * PART_BYTES,
             # A client that gives up many calls at once, as at a deadline, sends their resets in one piece: with
             # httpunk's 20 the connection ends, and with it the calls that go on.
             max_pending_accept_reset_streams=CALLS_A_CONNECTION,
