@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import kserve
 import numpy as np
@@ -25,7 +24,8 @@ from kservekit.errors import InvalidInput, PayloadTooLarge, ServingError
 from kservekit.oip import connect
 from kservekit.serving.dataplane import DataPlane
 from kservekit.serving.departure import SCOPE_KEY, Departure
-from kservekit.serving.grpc import InferenceService
+from kservekit.serving.grpc import INFER, InferenceService
+from kservekit.serving.grpc_http2 import Call
 from kservekit.serving.kserve_types import keep_off_the_loop
 from kservekit.serving.rest import RestApp
 
@@ -103,9 +103,11 @@ class Rooms:
 
     async def ask(self, message):
         """The answer to a gRPC message, or the error."""
-        call = SimpleNamespace(seconds_left=None, pairs=[], trailing={})
+        call = Call([], None)
         found = messages.ModelInferRequest.FromString(message)
-        return await InferenceService(self.planes[found.model_name]).infer(message, call)
+        service = InferenceService(self.planes[found.model_name])
+        with service.admit(INFER, call):
+            return await service.infer(message, call)
 
 
 WAYS = ["predictor", "cached", "hooked", "kserve", "v1", "v2", "grpc-v2"]

@@ -23,7 +23,9 @@ from kservekit.codec.message import Request
 from kservekit.config import ServerSettings
 from kservekit.local.server import LocalServer
 from kservekit.serving.dataplane import DataPlane
+from kservekit.serving.departure import SCOPE_KEY, Departure
 from kservekit.serving.kserve_errors import our_errors
+from kservekit.serving.rest import RestApp
 
 PLAIN = str(Path(__file__).with_name("served_plain.py"))
 
@@ -310,17 +312,19 @@ class Dripping(kserve.Model):
         return drops()
 
 
-def test_a_stream_takes_a_place_until_it_ends_and_ends_with_its_caller():
+def dripping(**settings):
+    model = Dripping("m")
+    model.load()
+    models = kserve.ModelRepository()
+    models.update(model)
+    return model, DataPlane(models, ServerSettings(**settings))
+
+
+def test_a_stream_ends_with_its_caller_and_at_its_deadline():
     async def main():
-        model = Dripping("m")
-        model.load()
-        models = kserve.ModelRepository()
-        models.update(model)
-        plane = DataPlane(models, ServerSettings(max_concurrency=1))
+        model, plane = dripping()
         _, drops = await plane.predict_v1({}, Request({}, model="m"))
         assert await anext(drops) == b"drop\n"
-        with pytest.raises(errors.TooManyRequests):
-            await plane.predict_v1({}, Request({}, model="m"))
         await drops.aclose()
         assert model.ended == 1
         _, drops = await plane.predict_v1({}, Request({}, model="m", deadline=time.monotonic() + 0.2))
@@ -328,5 +332,42 @@ def test_a_stream_takes_a_place_until_it_ends_and_ends_with_its_caller():
             async for _ in drops:
                 pass
         assert model.ended == 2
+
+    asyncio.run(main())
+
+
+def test_a_stream_takes_a_place_until_it_ends():
+    async def main():
+        _, plane = dripping(max_concurrency=1)
+        app = RestApp(plane, ServerSettings(), "")
+        dropped, statuses = asyncio.Event(), []
+
+        async def post():
+            async def receive():
+                return {"type": "http.request", "body": b"{}", "more_body": False}
+
+            async def send(message):
+                statuses.append(message.get("status", 0))
+                if message.get("body") == b"drop\n":
+                    dropped.set()
+
+            departure = Departure()
+            path = "/v1/models/m:predict"
+            scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
+            await app({**scope, SCOPE_KEY: departure}, receive, send)
+
+        first = asyncio.create_task(post())
+        await dropped.wait()
+        await post()
+        assert 429 in statuses
+        first.cancel()
+        await asyncio.wait({first})
+        statuses.clear()
+        second = asyncio.create_task(post())
+        dropped.clear()
+        await dropped.wait()
+        assert 200 in statuses
+        second.cancel()
+        await asyncio.wait({second})
 
     asyncio.run(main())
