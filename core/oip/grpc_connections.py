@@ -54,7 +54,8 @@ class _Driver(Connection):
     """httpunk's own loses a status text of 16 KiB, and breaks the connection off for one of 64."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Driver:
-        found: _Driver = H2Streams.__new__(
+        new: Any = H2Streams.__new__
+        found: _Driver = new(
             cls,
             "client",
             initial_window_size=WINDOW_BYTES,
@@ -69,7 +70,7 @@ class _Driver(Connection):
 
 class _Client(H2Connection):
     def __init__(self, transport: _Protocol, **options: Any) -> None:
-        self._conn = _Driver(transport, **options)  # type: ignore[no-untyped-call]
+        self._conn = _Driver(transport, **options)
 
 
 class _Protocol(H2ClientProtocol):
