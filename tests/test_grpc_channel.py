@@ -311,7 +311,7 @@ def test_calls_go_round_all_addresses_of_a_name_leave_out_one_that_is_gone_and_c
 def test_a_sick_address_is_left_out_while_another_is_well_and_comes_back(pods, port, monkeypatch, illness):
     monkeypatch.setattr("kservekit.oip.grpc_connections.FIRST_OUT_S", 3600)
     monkeypatch.setattr("kservekit.oip.grpc_channel.SILENT_S", 0.01)
-    patience_s = 20 if illness == "refuses" else 0.02
+    patience_s = 20 if illness == "refuses" else 0.3  # on a busy machine the other one needs that, too
     ill = True
 
     async def two(message, call):
