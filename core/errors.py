@@ -48,6 +48,8 @@ class ServingError(KServeKitError):
         # What a caller sent is often part of it, and gRPC carries it in a header of limited size.
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ...")
         self.retry_after = retry_after
+        self.elsewhere = False
+        """It is one address of a backend that is ill, and another one is well."""
 
     @property
     def message(self) -> str:

@@ -142,14 +142,13 @@ def _size_names(item: TensorSpec, onnx: OnnxFile | None) -> tuple[str, ...]:
     return tuple(name or f"{item.name}[{axis}]" for axis, name in enumerate(names))
 
 
+def _beside_the_batch(item: TensorSpec, names: Mapping[str, tuple[str, ...]], max_batch: int) -> list[tuple[str, int]]:
+    return list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
+
+
 def _check_sizes(wanted: Build, spec: ModelSpec, names: Mapping[str, tuple[str, ...]], max_batch: int) -> None:
     """One that nothing would use is a slip of the pen."""
-    left_open = [
-        name
-        for item in spec.inputs
-        for name, size in list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
-        if size == -1
-    ]
+    left_open = [name for item in spec.inputs for name, size in _beside_the_batch(item, names, max_batch) if size == -1]
     for name in wanted.sizes:
         if name not in left_open:
             beside = " beside the batch" if max_batch else ""
@@ -239,7 +238,7 @@ def _set_warm_up(
         return ["no warm-up: no inputs are declared"]
     shapes = {}
     for item in spec.inputs:
-        sizes = list(zip(names[item.name], item.shape, strict=True))[1 if max_batch else 0 :]
+        sizes = _beside_the_batch(item, names, max_batch)
         dims = [wanted.sizes.get(name, size) for name, size in sizes]
         if -1 in dims:
             name = sizes[dims.index(-1)][0]

@@ -23,8 +23,8 @@ from test_grpc_http2 import LIMITS
 from kservekit.codec import grpc_frames as frames
 from kservekit.errors import Unavailable
 from kservekit.oip import grpc_connections
+from kservekit.oip.address_health import Health
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
-from kservekit.oip.grpc_connections import Health
 from kservekit.serving.grpc_http2 import GrpcServer, _Connection
 
 pytestmark = pytest.mark.usefixtures("both_loops")
@@ -309,7 +309,7 @@ def test_calls_go_round_all_addresses_of_a_name_leave_out_one_that_is_gone_and_c
 
 @pytest.mark.parametrize("illness", ["refuses", "is silent"])
 def test_a_sick_address_is_left_out_while_another_is_well_and_comes_back(pods, port, monkeypatch, illness):
-    monkeypatch.setattr("kservekit.oip.grpc_connections.FIRST_OUT_S", 3600)
+    monkeypatch.setattr("kservekit.oip.address_health.FIRST_OUT_S", 3600)
     monkeypatch.setattr("kservekit.oip.grpc_channel.SILENT_S", 0.01)
     patience_s = 20 if illness == "refuses" else 0.3  # on a busy machine the other one needs that, too
     ill = True
@@ -350,7 +350,7 @@ def test_a_sick_address_is_left_out_while_another_is_well_and_comes_back(pods, p
 
 
 def test_where_all_addresses_are_sick_all_are_used(pods, port, monkeypatch):
-    monkeypatch.setattr("kservekit.oip.grpc_connections.FIRST_OUT_S", 3600)
+    monkeypatch.setattr("kservekit.oip.address_health.FIRST_OUT_S", 3600)
 
     async def refuses(message, call):
         raise Unavailable("not here")

@@ -147,6 +147,16 @@ def decode_metadata(body: bytes) -> ModelSpec:
         raise InvalidInput(f"malformed metadata: {error!r}") from error
 
 
+def error_text(body: bytes) -> str | None:
+    """What a server says is wrong, in the protocol's form `{"error": "..."}`; any other text may be a proxy's, with its
+    addresses."""
+    try:
+        found = loads(body)["error"]
+    except (InvalidInput, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def headers(json_length: int | None) -> dict[str, str]:
     """Those that say what a body is, as `encode_request` or `encode_answer` made it."""
     if json_length is None:

@@ -125,6 +125,11 @@ class GrpcBackend:
             self._channel = self._stub = None
 
     def _translate(self, error: GrpcFailure, request: Request) -> errors.ServingError:
+        found = self._meant(error, request)
+        found.elsewhere = error.elsewhere
+        return found
+
+    def _meant(self, error: GrpcFailure, request: Request) -> errors.ServingError:
         name = error.trailing.get(errors.ERROR_HEADER)
         details = error.details
         found = errors.from_grpc(error.code, details, name=name, retry_after=error.trailing.get("retry-after"))

@@ -14,6 +14,8 @@ from httpunk._httpunk import H2Streams
 from httpunk.asyncio import H2ClientProtocol
 from httpunk.h2.client import Connection
 
+from kservekit.oip.address_health import Health
+
 log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
@@ -29,8 +31,6 @@ WORN_FRAMES = 512
 breaks it off, and what runs on it."""
 UNHEARD_MS = 20_000
 """After so long without a sign of what was sent a connection is given up: its host is gone."""
-
-
 WINDOW_BYTES = 4 * 2**20
 """What a server may send before we have read it, for one call; of all calls of a connection twice as much."""
 FRAME_BYTES = 16_384
@@ -39,11 +39,6 @@ HEADER_BYTES = 2**20
 """The most that comes with a status; a text in it may be a backend's whole traceback."""
 READ_BYTES = 262_144
 """As many as uvloop reads at once: less is a copy of it."""
-
-SICK_AFTER = 3
-"""Calls in a row that an address refused as unavailable, or left without a word, after which it is left out."""
-FIRST_OUT_S, LONGEST_OUT_S = 1.0, 10.0
-"""For so long, as long as another one is well; then it gets one call to show that it is well again."""
 
 
 class Unreachable(Exception):
@@ -84,44 +79,6 @@ class _Protocol(H2ClientProtocol):
     async def send_all(self, data: Any) -> None:
         # httpunk lets go of its view when this returns, and asyncio's transport keeps it (from Python 3.12 on).
         await super().send_all(memoryview(data))  # type: ignore[no-untyped-call]
-
-
-class Health:
-    """What an address' last calls say of it, over all its connections."""
-
-    __slots__ = ("_failures", "_out_s", "_out_until", "heard_at")
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._out_s, self._out_until = FIRST_OUT_S, 0.0
-        self.heard_at = 0.0
-        """When it last answered, whatever it said."""
-
-    @property
-    def well(self) -> bool:
-        return self._failures < SICK_AFTER
-
-    def takes_call(self, now: float) -> bool:
-        """Whether it gets one now; where it is sick, that is the one by which it is seen whether it still is."""
-        if self.well:
-            return True
-        if now < self._out_until:
-            return False
-        self._leave_out(now)
-        return True
-
-    def answered(self, now: float) -> None:
-        self.heard_at = now
-        self._failures, self._out_s = 0, FIRST_OUT_S
-
-    def failed(self, now: float) -> None:
-        self._failures += 1
-        if self._failures == SICK_AFTER:
-            self._leave_out(now)
-
-    def _leave_out(self, now: float) -> None:
-        self._out_until = now + self._out_s
-        self._out_s = min(2 * self._out_s, LONGEST_OUT_S)
 
 
 class Link:

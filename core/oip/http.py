@@ -153,7 +153,7 @@ class HttpBackend:
             raise errors.Unavailable(
                 f"the backend of model {request.model!r} cannot be reached", retry_after=1
             ) from error
-        message = _message(body)
+        message = rest_v2.error_text(body)
         if message is None:  # a proxy's words, with its addresses
             log.warning("backend of model %r answered %s: %.300r", request.model, reply.status, body)
             message = f"the backend of model {request.model!r} answered with status {reply.status}"
@@ -164,15 +164,6 @@ class HttpBackend:
 
     def path(self, model: str, version: str) -> str:
         return f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
-
-
-def _message(body: bytes) -> str | None:
-    """What the backend says is wrong, in the protocol's form `{"error": "..."}`."""
-    try:
-        found = loads(body)["error"]
-    except (errors.InvalidInput, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _error_in(body: bytes, request: Request) -> errors.ServingError:

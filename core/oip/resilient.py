@@ -102,7 +102,7 @@ class ResilientBackend:
     def _tell_breaker(self, error: BaseException | None, request: Request) -> None:
         if self.breaker is None:
             return
-        if getattr(getattr(error, "__cause__", None), "elsewhere", False):  # it is one address that is ill
+        if isinstance(error, ServingError) and error.elsewhere:
             self.breaker.forgotten()
             return
         silent = isinstance(error, DeadlineExceeded)

@@ -187,14 +187,13 @@ class DataPlane:
         self.model(name)
         async with self._changing[name]:
             old = self.model(name)
-            served = old.ready
             new = await self._loaded_anew(name, old)
             self.registry.update(new)
             self._loads[name] = uuid.uuid4().hex
             self._unloaded.discard(name)
             log.info("loaded on request: model=%r by=%r", name, principal and principal.name)
             if new is not old:
-                await asyncio.shield(asyncio.create_task(self._retired(old, served=served)))
+                await asyncio.shield(asyncio.create_task(self._retired(old)))
 
     async def _loaded_anew(self, name: str, old: Any) -> Any:
         served = old.ready
@@ -207,8 +206,8 @@ class DataPlane:
             raise ModelError(f"model {name!r} does not load; the server's log has the reason") from error
         return new
 
-    async def _retired(self, model: Any, *, served: bool) -> None:
-        if served:
+    async def _retired(self, model: Any) -> None:
+        if model.ready:
             await self._out_of_use(model)
         if isinstance(model, ArrayModel):
             await model.close()

@@ -15,7 +15,7 @@ import kserve.errors
 from starlette.exceptions import HTTPException
 
 from kservekit import errors
-from kservekit.codec.json_values import loads
+from kservekit.codec import rest_v2
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _from_elsewhere(error: Exception, model: str) -> errors.ServingError | None:
     if isinstance(error, httpx.HTTPStatusError) and _INFERENCE.search(error.request.url.path):
         reply = error.response
         neutral = f"the predictor of model {model!r} answered with status {reply.status_code}"
-        message = _message(reply.content) or neutral
+        message = rest_v2.error_text(reply.content) or neutral
         found = errors.from_http(reply.status_code, message, retry_after=reply.headers.get("retry-after"))
         return None if isinstance(found, errors.ModelError) else found
     if isinstance(error, grpc.aio.AioRpcError):
@@ -122,12 +122,3 @@ def _late(model: str) -> errors.DeadlineExceeded:
 
 def _out_of_reach(model: str) -> errors.Unavailable:
     return errors.Unavailable(f"the server that model {model!r} calls cannot be reached", retry_after=1)
-
-
-def _message(body: bytes) -> str | None:
-    """What a predictor says is wrong, in the protocol's form; any other text may be a proxy's, with its addresses."""
-    try:
-        found = loads(body)["error"]
-    except (errors.InvalidInput, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
