@@ -78,7 +78,7 @@ async def foreign(**credentials):
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("S", unary | streams),))
     if credentials:
-        port = server.add_secure_port("localhost:0", credentials["credentials"])
+        port = server.add_secure_port("127.0.0.1:0", credentials["credentials"])
     else:
         port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
