@@ -27,8 +27,9 @@ class ServerSettings:
     max_body_bytes: int = 64 * 1024 * 1024
     """The largest body taken over REST; gRPC has KServe's --grpc_max_receive_message_length."""
     max_json_bytes: int = 8 * 1024 * 1024
-    """The most of a body that may be JSON, and of a gRPC message what is not raw contents: while these are read the
-    process does nothing else, and they take many times their size."""
+    """The most of a body that may be JSON, and of a gRPC message what is not raw contents; also of the lengths,
+    4 bytes each, of raw BYTES elements. While these are read the process does nothing else, and they take many times
+    their size."""
     max_header_bytes: int = 65536
     """The largest head of a REST request, its line and its headers; the most metadata of a gRPC call, 32 bytes a field
     more, as HTTP/2 counts them."""

@@ -449,6 +449,30 @@ def test_so_have_typed_contents_of_grpc(backend):
     asyncio.run(main(codec.encode_request(Request({"x": np.zeros(300)}, model="predictor"), messages)))
 
 
+@pytest.mark.parametrize(
+    ("counts", "fits"), [((250,), True), ((251,), False), ((100, 0, 150), True), ((100, 151), False)]
+)
+def test_so_have_the_lengths_of_raw_bytes_elements(backend, counts, fits):
+    strings = {f"x{n}": np.array([b"ab"] * count, object) for n, count in enumerate(counts)}
+    request = Request({**strings, "numbers": np.zeros(300)}, model="predictor")
+    parts, json_length = rest_v2.encode_request(request)
+
+    async def main():
+        async with rooms(backend, **FEW) as found:
+            status, _, reply = await found.post(
+                "predictor", "infer", b"".join(parts), **{rest_v2.JSON_LENGTH_HEADER: str(json_length)}
+            )
+            assert (status == 413) is not fits
+            assert (b"BYTES elements are over 1000 bytes" in reply) is not fits
+            if fits:
+                await found.ask(codec.encode_request(request, messages))
+                return
+            with pytest.raises(PayloadTooLarge, match=r"BYTES elements are over 1000 bytes.*send fewer elements"):
+                await found.ask(codec.encode_request(request, messages))
+
+    asyncio.run(main())
+
+
 def test_large_json_is_read_without_the_garbage_collector_which_goes_on_after_it():
     collected = gc.get_stats()[0]["collections"]
     loads(b"[" + b"[1]," * 50_000 + b"[1]]")

@@ -23,6 +23,7 @@ from kservekit.codec.message import (
     Beside,
     Request,
     check_count,
+    check_lengths,
     check_name,
     check_text_size,
 )
@@ -63,7 +64,7 @@ def decode_request(
     """A ModelInferRequest, its raw tensors as views of `data`.
 
     Raises InvalidInput for what is not the protocol's, and for more than `max_tensors` inputs or outputs;
-    PayloadTooLarge for more than `max_typed_bytes` beside the raw contents.
+    PayloadTooLarge for more than `max_typed_bytes` beside the raw contents, or of lengths in them.
     """
     head, id, tensors = _decoded(data, messages.ModelInferRequest, "input", max_tensors, max_typed_bytes)
     return Request(
@@ -160,6 +161,8 @@ def _decoded(
     remembered = raw and len(text) <= _LONGEST_REMEMBERED
     head = (_read_before if remembered else _read)(text, kind, what, len(raw), most)
     if raw:
+        if most_typed is not None:
+            check_lengths(sum(map(RawLayout.lengths_in, head.layouts.values(), raw)), most_typed)
         tensors = {name: layout.tensor(part) for (name, layout), part in zip(head.layouts.items(), raw, strict=True)}
     else:
         tensors = {item.name: _typed(item, item.shape[: MAX_DIMENSIONS + 1], _label(item, what)) for item in head.typed}

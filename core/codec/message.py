@@ -46,6 +46,11 @@ def check_text_size(size: int, limit: int, what: str, instead: str) -> None:
         )
 
 
+def check_lengths(size: int, limit: int) -> None:
+    """The same for the lengths of raw BYTES elements, together for all of a request's tensors."""
+    check_text_size(size, limit, "the lengths of the request's BYTES elements are", "send fewer elements a request")
+
+
 @dataclass(slots=True)
 class Request:
     tensors: Tensors

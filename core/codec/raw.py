@@ -59,6 +59,10 @@ class RawLayout:
         count = element_count(shape, label)
         return cls(label, datatype, tuple(shape), numpy_dtype(datatype, label), count)
 
+    def lengths_in(self, data: bytes | memoryview) -> int:
+        """How many of its bytes are the lengths of BYTES elements, which are read one by one."""
+        return min(self.count * _LENGTH.size, len(data)) if self.datatype == "BYTES" else 0
+
     def tensor(self, data: bytes | memoryview) -> np.ndarray:
         """A view of `data` (BYTES: an array of `bytes`); InvalidInput where length and shape disagree.
 

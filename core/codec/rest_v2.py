@@ -6,6 +6,7 @@ Bytes that are not UTF-8 have no form in JSON: there they travel as base64 with 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,11 +19,12 @@ from kservekit.codec.message import (
     Answer,
     Request,
     check_count,
+    check_lengths,
     check_name,
     check_text_size,
 )
 from kservekit.codec.parameters import check_known, check_parameters
-from kservekit.codec.raw import raw_bytes, tensor_from_raw
+from kservekit.codec.raw import RawLayout, raw_bytes
 from kservekit.errors import InvalidInput, ModelError
 from kservekit.tensors import ModelSpec, TensorSpec, datatype_of
 
@@ -45,9 +47,10 @@ def decode_request(
     """An inference request; tensors in the binary part are views of `body`, not copies.
 
     Raises InvalidInput for anything that is not the protocol's, and for more than `max_tensors` inputs or outputs;
-    PayloadTooLarge for more than `max_json_bytes` of JSON.
+    PayloadTooLarge for more than `max_json_bytes` of JSON, or of lengths of BYTES elements in the binary part.
     """
     head, cursor = _split(body, json_length)
+    cursor.most_lengths = max_json_bytes
     check_text_size(len(head), max_json_bytes, "the request's JSON is", "send tensors as binary data")
     message = _object(loads(head), "the request")
     parameters = dict(_parameters(message, '"parameters"'))
@@ -123,6 +126,9 @@ class _Cursor:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.at = 0
+        self.lengths = 0
+        self.most_lengths = sys.maxsize
+        """Of BYTES elements, in bytes; a server's answer has no limit."""
 
     def take(self, size: Any, label: str) -> memoryview:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -132,6 +138,13 @@ class _Cursor:
             raise InvalidInput(f"{label} has binary_data_size {size}, and {left} bytes are left of the body")
         self.at += size
         return self.data[self.at - size : self.at]
+
+    def tensor(self, size: Any, datatype: str, shape: list[Any], label: str) -> np.ndarray:
+        part = self.take(size, label)
+        layout = RawLayout.of(datatype, shape, label)
+        self.lengths += layout.lengths_in(part)
+        check_lengths(self.lengths, self.most_lengths)
+        return layout.tensor(part)
 
 
 def decode_metadata(body: bytes) -> ModelSpec:
@@ -199,7 +212,7 @@ def _decode_tensor(item: dict[str, Any], label: str, cursor: _Cursor) -> np.ndar
     if "binary_data_size" in parameters:
         if "data" in item:
             raise InvalidInput(f'{label} has both "data" and "binary_data_size"')
-        return tensor_from_raw(cursor.take(parameters["binary_data_size"], label), datatype, shape, label)
+        return cursor.tensor(parameters["binary_data_size"], datatype, shape, label)
     if "data" not in item:
         raise InvalidInput(f'{label} has neither "data" nor the parameter "binary_data_size"')
     is_base64 = parameters.get("content_type") == "base64"
