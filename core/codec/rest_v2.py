@@ -49,8 +49,7 @@ def decode_request(
     Raises InvalidInput for anything that is not the protocol's, and for more than `max_tensors` inputs or outputs;
     PayloadTooLarge for more than `max_json_bytes` of JSON, or of lengths of BYTES elements in the binary part.
     """
-    head, cursor = _split(body, json_length)
-    cursor.most_lengths = max_json_bytes
+    head, cursor = _split(body, json_length, most_lengths=max_json_bytes)
     check_text_size(len(head), max_json_bytes, "the request's JSON is", "send tensors as binary data")
     message = _object(loads(head), "the request")
     parameters = dict(_parameters(message, '"parameters"'))
@@ -123,12 +122,11 @@ def decode_answer(body: bytes, json_length: str | int | None = None) -> Answer:
 class _Cursor:
     """The binary part, handed out in the order of the tensors that ask for a piece of it."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data = data
+    def __init__(self, data: memoryview, most_lengths: int) -> None:
+        self.data, self.most_lengths = data, most_lengths
         self.at = 0
         self.lengths = 0
-        self.most_lengths = sys.maxsize
-        """Of BYTES elements, in bytes; a server's answer has no limit."""
+        """Of BYTES elements so far, in bytes."""
 
     def take(self, size: Any, label: str) -> memoryview:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -177,16 +175,18 @@ def headers(json_length: int | None) -> dict[str, str]:
     return {"content-type": BINARY_CONTENT_TYPE, JSON_LENGTH_HEADER: str(json_length)}
 
 
-def _split(body: bytes | bytearray, json_length: str | int | None) -> tuple[memoryview, _Cursor]:
+def _split(
+    body: bytes | bytearray, json_length: str | int | None, *, most_lengths: int = sys.maxsize
+) -> tuple[memoryview, _Cursor]:
     data = memoryview(body)
     if json_length is None:
-        return data, _Cursor(data[len(data) :])
+        return data, _Cursor(data[len(data) :], most_lengths)
     text = str(json_length)
     if not (text.isascii() and text.isdigit() and len(text) < 12) or int(text) > len(data):
         raise InvalidInput(
             f"Inference-Header-Content-Length is {text[:40]!r}: expected 0 to {len(data)}, the body's length"
         )
-    return data[: int(text)], _Cursor(data[int(text) :])
+    return data[: int(text)], _Cursor(data[int(text) :], most_lengths)
 
 
 def _decode_tensors(items: list[dict[str, Any]], where: str, kind: str, cursor: _Cursor) -> dict[str, np.ndarray]:

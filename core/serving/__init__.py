@@ -2,8 +2,8 @@
 
 import gc
 
-# KServe's import makes 130,000 objects that stay. The collector would go through them again and again meanwhile, a
-# tenth of the time from the command line to ready, and find nothing.
+# KServe's import makes 130,000 objects that stay. The collector would go through them again and again meanwhile and
+# find nothing: some 4 % of the time from the command line to ready.
 _collects = gc.isenabled()
 gc.disable()
 try:
