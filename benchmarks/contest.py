@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 OURS, STOCK, TRITON, BARE = "ours", "stock", "Triton", "bare"
-ONE_WORKER, UNBATCHED, BY_GRPC = "1 worker", "unbatched", "gRPC"
+ONE_WORKER, UNBATCHED = "1 worker", "unbatched"
 
 
 class Server(Protocol):

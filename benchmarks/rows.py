@@ -15,7 +15,6 @@ from kservekit.benchmarks.contenders import (
 )
 from kservekit.benchmarks.contest import (
     BARE,
-    BY_GRPC,
     ONE_WORKER,
     OURS,
     STOCK,
@@ -28,7 +27,7 @@ from kservekit.benchmarks.contest import (
 from kservekit.benchmarks.liveness import Liveness
 from kservekit.benchmarks.memory import Memory
 from kservekit.benchmarks.payloads import CONVOLUTION, MLP, PICTURES, SCORED, SMALL, TENSOR, Payload
-from kservekit.benchmarks.shared_memory import SharedMemory
+from kservekit.benchmarks.shared_memory import BY_GRPC, COPIED, MADE_THERE, TRITONCLIENT, SharedMemory
 from kservekit.benchmarks.startup import Startup
 from kservekit.benchmarks.throughput import Throughput
 
@@ -83,8 +82,12 @@ def _cache_hit(name: str, title: str, payload: Payload, bound: float) -> Row:
 
 def _shared_memory(name: str, title: str, payload: Payload) -> Row:
     contenders = (
-        Contender(OURS, "identity", triton_itself, note="shared memory", targets=(Target(5, BY_GRPC),)),
+        Contender(
+            OURS, "identity", triton_itself, note=MADE_THERE, targets=(Target(5, BY_GRPC), Target(5, TRITONCLIENT))
+        ),
+        Contender(OURS, "identity", triton_itself, note=COPIED, targets=(_goal(5, TRITONCLIENT),)),
         Contender(BY_GRPC, "identity", triton_itself),
+        Contender(TRITONCLIENT, "identity", triton_itself),
     )
     return Row(f"shared-{name}", title, SharedMemory(payload, 4), contenders)
 

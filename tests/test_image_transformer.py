@@ -22,12 +22,13 @@ from kservekit.errors import (
     TooManyRequests,
     UnsupportedMedia,
 )
+from kservekit.oip import Backend
 from kservekit.serving import pool
 from kservekit.tensors import ModelSpec, TensorSpec
 from kservekit.transformers.image import ORIENTATIONS, ImageTransformer
 
 
-class Echo:
+class Echo(Backend):
     """A backend of a few lines: it keeps what it was sent and gives the scores that it was made with."""
 
     def __init__(self, scores=None, name="pixels"):
@@ -37,6 +38,10 @@ class Echo:
     async def infer(self, request):
         self.sent = request
         return Answer({"logits": self.scores})
+
+    def empty(self, shape, dtype):
+        self.made = super().empty(shape, dtype)
+        return self.made
 
     async def spec(self, model, version=""):
         return ModelSpec(self.inputs)
@@ -69,6 +74,13 @@ def test_a_picture_becomes_a_normalized_tensor_under_the_name_of_the_predictors_
     assert sent["pixels"].dtype == np.float32
     assert sent["pixels"].shape == (1, 3, 8, 8)
     assert np.allclose(sent["pixels"][0, :, 3, 3], [0, 2, 2])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_tensor_is_made_in_memory_that_the_predictor_reads(layout):
+    backend = Echo()
+    sent, _ = transformed(file(solid((10, 20, 30))), backend=backend, **PLAIN, layout=layout)
+    assert sent["pixels"] is backend.made
 
 
 def test_layout_nhwc_puts_channels_last():

@@ -333,7 +333,9 @@ def test_a_port_that_was_asked_for_is_never_replaced(repository: Path, moods: Pa
 
 
 # The interrupt may come between the opening of the log and the `with` that closes it: then the collector closes it.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO .*mode='rb':pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO .*mode='rb':pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("mood", ["loading", "deaf"])
 def test_an_interrupted_start_leaves_nothing_and_waits_for_nothing(
     repository: Path, moods: Path, mark: str, mood: str

@@ -141,18 +141,17 @@ class ImageTransformer(Transformer):
         return self._input_name
 
     def _tensor(self, files: np.ndarray) -> np.ndarray:
-        pixels = self.pixels(files)
+        pixels, scale, shift = self.pixels(files), self._scale, self._shift
+        if self.settings.layout == "NCHW":
+            pixels = pixels.transpose(0, 3, 1, 2)
+            scale, shift = scale[:, None, None], shift[:, None, None]
         if self.settings.datatype == "UINT8":
-            return pixels if self.settings.layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            return np.ascontiguousarray(pixels)
         with stage("normalize"):
-            if self.settings.layout == "NHWC":
-                nhwc: np.ndarray = np.multiply(pixels, self._scale, dtype=np.float32)
-                nhwc -= self._shift
-                return nhwc
-            nchw = np.empty((len(pixels), 3, self.settings.size, self.settings.size), dtype=np.float32)
-            np.multiply(pixels.transpose(0, 3, 1, 2), self._scale[:, None, None], out=nchw)
-            nchw -= self._shift[:, None, None]
-            return nchw
+            tensor = self.backend.empty(pixels.shape, np.float32)
+            np.multiply(pixels, scale, out=tensor)
+            tensor -= shift
+            return tensor
 
     def pixels(self, files: np.ndarray) -> np.ndarray:
         """UINT8 [n, size, size, 3] from n files; UnsupportedMedia, InvalidInput or PayloadTooLarge names the file."""

@@ -7,8 +7,11 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from kservekit import gpu_tensors
 from kservekit.codec.message import Answer, Request
@@ -51,6 +54,11 @@ class Backend(Protocol):
     async def spec(self, model: str, version: str = "") -> ModelSpec:
         """What the model takes and gives."""
         ...
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+        """An array for a request's input, to be filled: where the server reads it without a copy, if there is such
+        memory, and an ordinary one if not. Leave it as it is until the answer is there. From any thread."""
+        return np.empty(shape, dtype)
 
     async def close(self) -> None: ...
 

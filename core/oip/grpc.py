@@ -13,7 +13,15 @@ from kservekit import errors
 from kservekit.codec import grpc as codec
 from kservekit.codec import grpc_stream
 from kservekit.codec.message import Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded, on_host
+from kservekit.oip.backend import (
+    FORWARDED_HEADERS,
+    Backend,
+    backend_failed,
+    ca_file,
+    call_timeout,
+    forwarded,
+    on_host,
+)
 from kservekit.oip.grpc_channel import GrpcChannel, GrpcFailure
 from kservekit.oip.triton_messages import messages, stubs
 from kservekit.tensors import ModelSpec
@@ -27,7 +35,7 @@ _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _MODEL_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
-class GrpcBackend:
+class GrpcBackend(Backend):
     """`timeout_s` is the budget of one call. Nothing connects before the first call, which makes the channel."""
 
     def __init__(

@@ -15,13 +15,21 @@ from kservekit import errors
 from kservekit.codec import events, rest_v2
 from kservekit.codec.json_values import loads
 from kservekit.codec.message import TIMEOUT_HEADER, Answer, Request
-from kservekit.oip.backend import FORWARDED_HEADERS, backend_failed, ca_file, call_timeout, forwarded, on_host
+from kservekit.oip.backend import (
+    FORWARDED_HEADERS,
+    Backend,
+    backend_failed,
+    ca_file,
+    call_timeout,
+    forwarded,
+    on_host,
+)
 from kservekit.tensors import ModelSpec
 
 log = logging.getLogger(__name__)
 
 
-class HttpBackend:
+class HttpBackend(Backend):
     """`timeout_s` is the budget of one call. Nothing connects before the first call.
 
     `binary` says whether tensors travel as binary, in and out, or as JSON.

@@ -13,10 +13,14 @@ import mmap
 import os
 import secrets
 import stat
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,10 @@ class Region:
     file: int
     registered: bool = False
     """With the server, as far as we know."""
+    lent: bool = False
+    """Somebody has arrays that lie in it."""
+    doubtful: bool = False
+    """The engine may still be at it when those are gone."""
 
     def free(self) -> None:
         """Gone from /dev/shm; the memory itself goes when the other side lets go of it too."""
@@ -56,7 +64,10 @@ class Region:
 
 
 class Regions:
-    """At most `max_bytes` of them, in powers of two. `dropped` hears of each that is no more."""
+    """At most `max_bytes` of them, in powers of two. `dropped` hears of each that is no more, in whatever thread.
+
+    They may be taken in any thread, and come back at any moment: the collector gives back what was lent.
+    """
 
     def __init__(
         self, max_bytes: int, *, dropped: Callable[[Region], None], clock: Callable[[], float] = time.monotonic
@@ -66,54 +77,88 @@ class Regions:
         self._all: set[Region] = set()
         self._idle: list[Region] = []
         self._quarantined: list[tuple[float, Region]] = []
+        self._borrowed: dict[int, Region] = {}
+        self._lock = threading.RLock()
         self._owner = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         self._made = 0
         self._dropped, self._clock = dropped, clock
 
     def take(self, size: int) -> Region:
         """One of at least `size` bytes that nobody else has until it comes back; Exhausted where there is none."""
-        while self._quarantined and self._quarantined[0][0] <= self._clock():
-            self.drop(self._quarantined.pop(0)[1])
-        fitting = [region for region in reversed(self._idle) if region.size >= size]  # the last one's cache is warm
-        if fitting:
-            region = min(fitting, key=lambda region: region.size)
-            self._idle.remove(region)
-            return region
-        size = 1 << max(_LEAST_SIZE_BITS, (size - 1).bit_length())
-        while self._idle and self.bytes + size > self.max_bytes:
-            self.drop(self._idle.pop(0))
-        if self.bytes + size > self.max_bytes:
-            raise Exhausted
-        return self._new(size)
+        with self._lock:
+            while self._quarantined and self._quarantined[0][0] <= self._clock():
+                self.drop(self._quarantined.pop(0)[1])
+            fitting = [region for region in self._idle[::-1] if region.size >= size]  # the last one's cache is warm
+            if fitting:
+                region = min(fitting, key=lambda region: region.size)
+                self._idle.remove(region)
+                return region
+            size = 1 << max(_LEAST_SIZE_BITS, (size - 1).bit_length())
+            while self._idle and self.bytes + size > self.max_bytes:
+                self.drop(self._idle.pop(0))
+            if self.bytes + size > self.max_bytes:
+                raise Exhausted
+            return self._new(size)
 
     def give_back(self, region: Region) -> None:
-        if region in self._all:  # it may be dropped while it was out
+        region.lent = False
+        if region not in self._all:  # it may be dropped while it was out
+            return
+        if region.doubtful:
+            self.quarantine(region)
+        else:
             self._idle.append(region)
 
     def quarantine(self, region: Region) -> None:
         """The engine may still read or write it: nobody has it again, and it is dropped later."""
-        self._quarantined.append((self._clock() + QUARANTINE_S, region))
+        region.doubtful = True
+        if not region.lent:
+            self._quarantined.append((self._clock() + QUARANTINE_S, region))
+
+    def lend(self, region: Region, *, writeable: bool) -> np.ndarray:
+        """The memory of one that was taken, UINT8. It comes back when the last array is gone that lies in it."""
+        memory = np.frombuffer(region.map, np.uint8)
+        memory.flags.writeable = writeable
+        region.lent = True
+        self._borrowed[id(memory)] = region
+        weakref.finalize(memory, self._returned, id(memory), region).atexit = False
+        return memory
+
+    def place(self, raw: bytes | memoryview) -> tuple[Region, int] | None:
+        """In which region that was lent an array's memory lies, and where there; None for any other memory."""
+        found: object = raw
+        while isinstance(found, (np.ndarray, memoryview)):
+            region = self._borrowed.get(id(found))
+            if region is not None:
+                return (region, _address(raw) - _address(found)) if region in self._all else None
+            found = found.base if isinstance(found, np.ndarray) else found.obj
+        return None
 
     def drop(self, region: Region) -> None:
-        self._all.remove(region)
-        self.bytes -= region.size
+        with self._lock:
+            self._all.remove(region)
+            self.bytes -= region.size
         region.free()
         self._dropped(region)
 
     def known_are(self, names: Set[str]) -> None:
         """The server says which it has. It is another one if it lacks some, and is not at work on those."""
-        for region in self._idle:
-            region.registered = region.name in names
-        gone = [item for item in self._quarantined if item[1].name not in names]
-        self._quarantined = [item for item in self._quarantined if item[1].name in names]
-        for _, region in gone:
-            region.registered = False
-            self.drop(region)
+        with self._lock:
+            for region in self._all:
+                region.registered = region.name in names
+            for item in [item for item in self._quarantined if not item[1].registered]:
+                self._quarantined.remove(item)
+                self.drop(item[1])
 
     def drop_all(self) -> None:
-        self._idle, self._quarantined = [], []
-        for region in list(self._all):
-            self.drop(region)
+        with self._lock:
+            self._idle, self._quarantined = [], []
+            for region in list(self._all):
+                self.drop(region)
+
+    def _returned(self, memory: int, region: Region) -> None:
+        del self._borrowed[memory]
+        self.give_back(region)
 
     def _new(self, size: int) -> Region:
         self._made += 1
@@ -141,6 +186,11 @@ class Regions:
         self.max_bytes = self.bytes + size // 2  # what smaller ones may still find
         log.warning("no %d bytes of shared memory in %s beside our %d: %s", size, FOLDER, self.bytes, error.strerror)
         return Exhausted()
+
+
+def _address(memory: np.ndarray | memoryview | bytes) -> int:
+    found: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return found
 
 
 def left_behind() -> Iterator[str]:

@@ -6,8 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from kservekit.codec.message import Answer, Request
 from kservekit.config import BackendSettings
@@ -86,6 +89,9 @@ class ResilientBackend:
 
     async def spec(self, model: str, version: str = "") -> ModelSpec:
         return await self.wire.spec(model, version)
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+        return self.wire.empty(shape, dtype)
 
     async def close(self) -> None:
         await self.wire.close()

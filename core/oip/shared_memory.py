@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import weakref
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Set
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from kservekit.codec import grpc as codec
 from kservekit.codec.message import Answer, Request
@@ -55,6 +55,38 @@ class _Learned:
     believed_until: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    region: Region
+    at: int
+    size: int
+    """In bytes, as `at`."""
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Where a request's tensors lie."""
+
+    own: Region | None = None
+    """Taken for this request; what the others hold is somebody's."""
+    inputs: dict[str, _Place] = field(default_factory=dict)
+    copied: dict[str, bytes | memoryview] = field(default_factory=dict)
+    """Into `own`: the inputs that lie in no region yet."""
+    outputs: dict[str, _Place] = field(default_factory=dict)
+    """Empty where their sizes are not known: then they come with the reply."""
+
+    def regions(self) -> set[Region]:
+        return {place.region for place in (*self.inputs.values(), *self.outputs.values())}
+
+    def give_back(self, regions: Regions) -> None:
+        if self.own is not None:
+            regions.give_back(self.own)
+
+    def quarantine(self, regions: Regions) -> None:
+        for region in self.regions():
+            regions.quarantine(region)
+
+
 def is_local(host: str) -> bool:
     return host.partition(":")[0] in _LOCAL_HOSTS or host.rpartition(":")[0] in _LOCAL_HOSTS
 
@@ -71,10 +103,12 @@ class SharedMemoryBackend:
 
     def __init__(self, wire: GrpcBackend, *, max_bytes: int = 256 * 2**20) -> None:
         self.wire = wire
-        self.regions = Regions(max_bytes, dropped=self._unregister_later)
+        self._dropped: deque[Region] = deque()
+        self.regions = Regions(max_bytes, dropped=self._dropped.append)
         self.cuda = CudaMemory(wire, max_bytes=max_bytes)
         self._usable: bool | None = None
         self._looking = asyncio.Lock()
+        self._registering = asyncio.Lock()
         self._learned: OrderedDict[Any, _Learned] = OrderedDict()
         self._unregistering: set[asyncio.Task[None]] = set()
 
@@ -87,24 +121,22 @@ class SharedMemoryBackend:
         if self._usable is False or not _worth_it(request.tensors) or not await self._has_extension():
             return await self.wire.infer(request)
         kind = _kind(request)
-        outputs = await self._expected(kind, request)
-        contents = {name: raw_bytes(array) for name, array in request.tensors.items()}
-        places, size = _placed([*map(len, contents.values()), *outputs.values()])
-        region = await self._registered(size)
-        if region is None:
+        layout = await self._laid_out(request, await self._expected(kind, request))
+        if layout is None:
             return await self.wire.infer(request)
         try:
-            answer = await self._through(region, request, contents, outputs, places)
+            answer = await self._through(layout, request)
         except ServingError as error:
             if not answered(error.__cause__):
-                self.regions.quarantine(region)
+                layout.quarantine(self.regions)
                 if isinstance(error, Unavailable):
                     self._usable = None  # it may be another one next time
                 raise
-            self.regions.give_back(region)
+            layout.give_back(self.regions)
             original = str(error.__cause__)
             if "nable to find shared memory region" in original:  # it was restarted
-                region.registered = False
+                for region in layout.regions():
+                    region.registered = False
                 self._usable = None
             elif "shared memory size specified with the request for output" in original:
                 self._learned[kind] = _Learned({})  # outputs whose size the inputs do not tell go by gRPC
@@ -114,12 +146,21 @@ class SharedMemoryBackend:
                 raise
             return await self.wire.infer(request)
         except BaseException:
-            self.regions.quarantine(region)
+            layout.quarantine(self.regions)
             raise
-        if not outputs:
-            self.regions.give_back(region)
+        if not layout.outputs:
+            layout.give_back(self.regions)
             await self._learn(kind, request, answer)
         return answer
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+        found = np.dtype(dtype)
+        size = math.prod(shape) * found.itemsize
+        if size >= LEAST_BYTES and not found.hasobject and self._usable is not False:
+            with suppress(Exhausted):
+                memory = self.regions.lend(self.regions.take(size), writeable=True)
+                return memory[:size].view(found).reshape(shape)
+        return np.empty(shape, found)
 
     def stream(self, request: Request) -> AsyncGenerator[Answer]:
         """By gRPC: how many answers there will be, and so how much memory, nobody knows."""
@@ -134,49 +175,72 @@ class SharedMemoryBackend:
     async def close(self) -> None:
         await self.cuda.close()
         self.regions.drop_all()
+        self._unregister_dropped()
         while self._unregistering:
             await asyncio.wait(self._unregistering)
         await self.wire.close()
 
-    async def _through(
-        self,
-        region: Region,
-        request: Request,
-        contents: dict[str, bytes | memoryview],
-        outputs: dict[str, int],
-        places: list[int],
-    ) -> Answer:
+    async def _laid_out(self, request: Request, outputs: dict[str, int]) -> _Layout | None:
+        """In regions that the server knows; None where there are none to be had.
+
+        An input that lies in one already, because `empty` made it or another answer had it, is left where it is.
+        """
+        layout = _Layout()
+        for name, array in request.tensors.items():
+            raw = raw_bytes(array)
+            if lies := self.regions.place(raw):
+                layout.inputs[name] = _Place(*lies, len(raw))
+            else:
+                layout.copied[name] = raw
+        sizes = [*map(len, layout.copied.values()), *outputs.values()]
+        if sizes:
+            starts, size = _placed(sizes)
+            try:
+                layout.own = own = self.regions.take(size)
+            except Exhausted:
+                return None
+            finally:
+                self._unregister_dropped()
+            places = [_Place(own, at, size) for at, size in zip(starts, sizes, strict=True)]
+            layout.inputs |= zip(layout.copied, places, strict=False)
+            layout.outputs = dict(zip(outputs, places[len(layout.copied) :], strict=True))
+        try:
+            for region in layout.regions():
+                if not await self._register(region):
+                    layout.give_back(self.regions)
+                    return None
+        except BaseException:
+            layout.give_back(self.regions)
+            raise
+        return layout
+
+    async def _through(self, layout: _Layout, request: Request) -> Answer:
         message = codec.request_message(request, messages)
-        for item, at in zip(message.inputs, places, strict=False):
-            raw = contents[item.name]
-            region.map[at : at + len(raw)] = raw
-            refer(item.parameters, region.name, at, len(raw))
-        wanted = dict(zip(outputs, places[len(contents) :], strict=True))
-        if wanted:
+        for item in message.inputs:
+            place = layout.inputs[item.name]
+            if raw := layout.copied.get(item.name):
+                place.region.map[place.at : place.at + place.size] = raw
+            refer(item.parameters, place.region.name, place.at, place.size)
+        if layout.outputs:
             del message.outputs[:]
-            for name in request.outputs or wanted:
-                refer(message.outputs.add(name=name).parameters, region.name, wanted[name], outputs[name])
+            for name in request.outputs or layout.outputs:
+                place = layout.outputs[name]
+                refer(message.outputs.add(name=name).parameters, place.region.name, place.at, place.size)
         reply = await self.wire.call(message.SerializeToString(), request)
         try:
-            if not wanted:
+            if layout.own is None or not layout.outputs:
                 return codec.decode_answer(reply, messages)
             found = messages.ModelInferResponse.FromString(reply)
-            memory = self._lent(region)
+            memory = self.regions.lend(layout.own, writeable=False)
             tensors: Tensors = {}
             for item in found.outputs:
-                layout = RawLayout.of(item.datatype, list(item.shape), f"output {item.name!r}")
-                at, size = wanted[item.name], min(layout.count * layout.dtype.itemsize, outputs[item.name])
-                tensors[item.name] = layout.tensor(memory[at : at + size].data)
+                form = RawLayout.of(item.datatype, list(item.shape), f"output {item.name!r}")
+                place = layout.outputs[item.name]
+                size = min(form.count * form.dtype.itemsize, place.size)
+                tensors[item.name] = form.tensor(memory[place.at : place.at + size].data)
         except InvalidInput as error:
             raise backend_failed(request, f"malformed answer: {error}") from error
         return Answer(tensors, model=found.model_name, version=found.model_version, id=found.id)
-
-    def _lent(self, region: Region) -> np.ndarray:
-        """The region's memory to read. It comes back to the pool when the last tensor is gone that lies in it."""
-        memory = np.frombuffer(region.map, np.uint8)
-        memory.flags.writeable = False
-        weakref.finalize(memory, self.regions.give_back, region).atexit = False
-        return memory
 
     async def _has_extension(self) -> bool:
         """Asked before the first use, and again when the server may be another one. Frees what dead processes left."""
@@ -197,37 +261,41 @@ class SharedMemoryBackend:
         asked = messages.SystemSharedMemoryStatusRequest()
         known = set((await stub.SystemSharedMemoryStatus(asked, timeout=CALL_TIMEOUT_S)).regions)
         self.regions.known_are(known)
+        self._unregister_dropped()
         for name in left_behind():
             if name in known:
                 await self._unregister(name)
         return True
 
-    async def _registered(self, size: int) -> Region | None:
-        """A region that is this request's alone and known to the server; None where there is none to be had."""
-        try:
-            region = self.regions.take(size)
-        except Exhausted:
-            return None
+    async def _register(self, region: Region) -> bool:
+        """Whether the server knows it now; where it does not, the region is dropped."""
         if region.registered:
-            return region
-        asked = messages.SystemSharedMemoryRegisterRequest(
-            name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
-        )
-        region.registered = True  # or about to be: nobody can tell, if this ends early
-        try:
-            await self.wire.stub().SystemSharedMemoryRegister(asked, timeout=CALL_TIMEOUT_S)
-        except GrpcFailure as error:
-            if error.code == "ALREADY_EXISTS":
-                return region
-            self.regions.drop(region)
-            if answered(error):
-                self._usable = False
-                log.info("tensors go by gRPC, because the server cannot open our memory: %s", error.details)
-            return None
-        except BaseException:
-            self.regions.drop(region)
-            raise
-        return region
+            return True
+        async with self._registering:
+            if region.registered:  # an array of several requests lies in it
+                return True
+            asked = messages.SystemSharedMemoryRegisterRequest(
+                name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
+            )
+            try:
+                await self.wire.stub().SystemSharedMemoryRegister(asked, timeout=CALL_TIMEOUT_S)
+            except GrpcFailure as error:
+                if error.code != "ALREADY_EXISTS":
+                    self._drop(region)
+                    if answered(error):
+                        self._usable = False
+                        log.info("tensors go by gRPC, because the server cannot open our memory: %s", error.details)
+                    return False
+            except BaseException:
+                self._drop(region)
+                raise
+            region.registered = True
+        return True
+
+    def _drop(self, region: Region) -> None:
+        region.registered = True  # it may be: nobody can tell
+        self.regions.drop(region)
+        self._unregister_dropped()
 
     async def _expected(self, kind: Any, request: Request) -> dict[str, int]:
         """The outputs that get a place in the region, and their sizes; none where that is not known, or not any more.
@@ -272,11 +340,13 @@ class SharedMemoryBackend:
             if len(self._learned) > _REMEMBERED:
                 self._learned.popitem(last=False)
 
-    def _unregister_later(self, region: Region) -> None:
-        if region.registered:
-            task = asyncio.get_running_loop().create_task(self._unregister(region.name))
-            self._unregistering.add(task)
-            task.add_done_callback(self._unregistering.discard)
+    def _unregister_dropped(self) -> None:
+        while self._dropped:
+            region = self._dropped.popleft()
+            if region.registered:
+                task = asyncio.get_running_loop().create_task(self._unregister(region.name))
+                self._unregistering.add(task)
+                task.add_done_callback(self._unregistering.discard)
 
     async def _unregister(self, name: str) -> None:
         asked = messages.SystemSharedMemoryUnregisterRequest(name=name)

@@ -223,6 +223,8 @@ class Transformer(ArrayModel):
     def to_tensors(self, tensors: Tensors) -> Tensors | Awaitable[Tensors]:
         """The request's arrays to the predictor's inputs.
 
+        A large one that fills `self.backend.empty(shape, dtype)` reaches a Triton in the same pod without a copy.
+
         What was made on a GPU may stay there (experimental): any array of PyTorch, CuPy, CV-CUDA, or another library
         with DLPack or the CUDA array interface, row-major, made on the default stream or finished on its own. A Triton
         in the same pod (gRPC at localhost) gets it by CUDA shared memory, all others by way of the host.
