@@ -104,6 +104,16 @@ async def ours(address, port, name):
 
 
 @asynccontextmanager
+async def listening(server):
+    """The address of an asyncio server that is made here. uvloop never ends while one is open."""
+    server = await server
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+@asynccontextmanager
 async def channel_to(host, context=None):
     channel = GrpcChannel(host, context)
     try:
@@ -540,12 +550,10 @@ def test_an_answer_that_is_none_is_a_failure_and_not_a_hang(answer, failure, mon
     monkeypatch.setattr(Wrong, "answer", answer)
 
     async def test():
-        server = await asyncio.get_running_loop().create_server(Wrong, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with channel_to(f"127.0.0.1:{port}") as channel:
+        server = asyncio.get_running_loop().create_server(Wrong, "127.0.0.1", 0)
+        async with listening(server) as address, channel_to(address) as channel:
             with pytest.raises(GrpcFailure, match=failure):
                 await channel.call("/S/who", b"", timeout_s=20)
-        server.close()
 
     run(test)
 
@@ -558,12 +566,9 @@ def test_what_speaks_no_http2_is_unavailable(words):
         writer.close()
 
     async def test():
-        server = await asyncio.start_server(say, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with channel_to(f"127.0.0.1:{port}") as channel:
+        async with listening(asyncio.start_server(say, "127.0.0.1", 0)) as address, channel_to(address) as channel:
             with pytest.raises(GrpcFailure, match="UNAVAILABLE"):
                 await channel.call("/S/who", b"", timeout_s=20)
-        server.close()
 
     run(test)
 
@@ -585,12 +590,9 @@ def test_frames_that_are_no_answer_are_a_failure(answer, failure):
         writer.close()
 
     async def test():
-        server = await asyncio.start_server(say, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with channel_to(f"127.0.0.1:{port}") as channel:
+        async with listening(asyncio.start_server(say, "127.0.0.1", 0)) as address, channel_to(address) as channel:
             with pytest.raises(GrpcFailure, match=failure):
                 await channel.call("/S/who", b"call", timeout_s=20)
-        server.close()
 
     run(test)
 
@@ -600,6 +602,9 @@ def test_a_stream_that_its_server_ends_at_the_deadline_is_late_and_not_cancelled
 
     class Late(H2ServerProtocol):
         async def handle(self, request):
+            if request.path == "/S/connects":
+                await request.respond(404)
+                return
             out = await request.send_response(200, headers={"content-type": "application/grpc"})
             await out.send_data(frames.framed(b"first"))
             await over.wait()
@@ -607,16 +612,17 @@ def test_a_stream_that_its_server_ends_at_the_deadline_is_late_and_not_cancelled
 
     async def test():
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Late, "127.0.0.1", 0)
-        async with channel_to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
-            late = loop.time() + 0.2
-            answers = channel.stream("/S/who", b"", timeout_s=0.2)
+        server = loop.create_server(Late, "127.0.0.1", 0)
+        async with listening(server) as address, channel_to(address) as channel:
+            with pytest.raises(GrpcFailure, match="404"):  # so that the time is not spent on that
+                await channel.call("/S/connects", b"", timeout_s=20)
+            late = loop.time() + 1
+            answers = channel.stream("/S/who", b"", timeout_s=1)
             assert await anext(answers) == b"first"
             over.set()
             await asyncio.sleep(late - loop.time())
             with pytest.raises(GrpcFailure, match="DEADLINE_EXCEEDED"):
                 await anext(answers)
-        server.close()
 
     run(test)
 
@@ -657,12 +663,10 @@ def test_a_connection_is_left_before_late_frames_of_ended_calls_break_it(monkeyp
         writer.close()
 
     async def test():
-        server = await asyncio.start_server(say, "127.0.0.1", 0)
-        async with channel_to(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as channel:
+        async with listening(asyncio.start_server(say, "127.0.0.1", 0)) as address, channel_to(address) as channel:
             for _ in range(45):
                 assert await channel.call("/S/who", b"call", timeout_s=20) == b""
             assert len(connections) == 3
-        server.close()
 
     run(test)
 
