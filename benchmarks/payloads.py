@@ -28,6 +28,8 @@ class Payload:
     shape: tuple[int, ...]
     columns: int = 0
     """How many numbers of each row are the answer, as many as there are classes, say; 0: all, in the same shape."""
+    instances: int = 1
+    """Of Triton's model. With one, the model itself is what several large tensors wait for, however they came."""
 
     @property
     def array(self) -> np.ndarray:
@@ -64,7 +66,7 @@ SMALL = Payload("small", (1, 3))
 TENSOR = Payload("tensor", (1, 3, 224, 224))
 MLP = Payload("mlp", (1, 2048))
 CONVOLUTION = Payload("convolution", (1, 32, 32, 32))
-PICTURES = Payload("pictures", (8, 3, 224, 224))
-SCORED = Payload("scored", (8, 3, 224, 224), columns=1000)
+PICTURES = Payload("pictures", (8, 3, 224, 224), instances=2)
+SCORED = Payload("scored", (8, 3, 224, 224), columns=1000, instances=2)
 PAYLOADS = {payload.name: payload for payload in (SMALL, TENSOR, PICTURES, SCORED)}
 """Those that Triton and the no-op models serve."""

@@ -197,8 +197,12 @@ ROWS: tuple[Row, ...] = (
         Batching(CONVOLUTION, lambda nets: nets.convolution(), 16),
         _at_least(0.9, UNBATCHED),
     ),
-    _shared_memory("there", "4 callers in this process of Triton, 4.6 MiB each, 1,000 numbers a picture back", SCORED),
-    _shared_memory("there-back", "the same, 4.6 MiB each way", PICTURES),
+    _shared_memory(
+        "there",
+        "4 callers in this process of a model with 2 instances in Triton, 4.6 MiB there, 32 KB back",
+        SCORED,
+    ),
+    _shared_memory("there-back", "the same, 4.6 MiB there and back", PICTURES),
     _cache_hit("small", "a kept answer beside Triton's no-op by gRPC, 3 floats", SMALL, 0.1),
     _cache_hit("tensor", "the same, 1x3x224x224 FP32", TENSOR, 0.25),
     Row(

@@ -17,7 +17,7 @@ from kservekit.errors import CannotStart
 from kservekit.local.server import LocalServer
 from kservekit.local.triton import TritonServer
 from kservekit.local.triton_install import TritonUnavailable
-from kservekit.predictors.repository import write_model
+from kservekit.predictors.repository import declared, write
 
 IDENTITY = Path(__file__).with_name("identity_in_triton.py")
 
@@ -78,7 +78,9 @@ class LocalStage:
         if self._triton is None:
             repository = load.folder() / "repository"
             for payload in PAYLOADS.values():
-                write_model(repository, payload.name, payload.spec, {"model.py": IDENTITY})
+                config = declared(payload.name, payload.spec, backend="python")
+                config.instance_group.add(count=payload.instances, kind="KIND_CPU")
+                write(repository, config, {"model.py": IDENTITY})
             try:
                 self._triton = self._stack.enter_context(TritonServer(repository, progress=self._say))
             except TritonUnavailable as error:
