@@ -13,6 +13,7 @@ import pytest
 from conftest import write_doubles
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_readme import block
 
 from kservekit import cuda, errors
 from kservekit.codec.message import Request
@@ -23,6 +24,7 @@ from kservekit.oip.regions import Exhausted, Regions, left_behind
 from kservekit.oip.shared_memory import SharedMemoryBackend
 from kservekit.oip.triton_messages import messages
 from kservekit.predictors.repository import write_model
+from kservekit.serving import Transformer
 from kservekit.tensors import DATATYPES, ModelSpec, TensorSpec
 
 pytestmark = pytest.mark.skipif(not regions.FOLDER.is_dir(), reason=f"there is no {regions.FOLDER}")
@@ -440,6 +442,19 @@ def test_an_array_that_triton_may_still_read_is_never_anothers_memory(echoes, en
             await until(
                 lambda: gc.collect() >= 0 and size in [region.size for _, region in backend.regions._quarantined]
             )
+
+    through(echoes, ask)
+
+
+def test_the_readmes_transformer_makes_its_tensor_there(echoes):
+    names = {"np": np, "Transformer": Transformer}
+    exec(block("python", "class Scans"), names)
+    scans = numbers(2**16, np.uint16).reshape(1, 1, 256, 256) * 655
+
+    async def ask(backend):
+        found = names["Scans"]("m", backend=backend).to_tensors({"scans": scans})["scans"]
+        assert backend.regions.place(found.data)
+        assert np.allclose(found, scans / 65535)
 
     through(echoes, ask)
 
