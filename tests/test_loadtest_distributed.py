@@ -116,7 +116,8 @@ def distributed(folder, url, *settings, workers=2, kill=False):
 def test_a_master_and_its_workers_are_one_run_with_one_verdict(tmp_path):
     open_loop = ("rate = 100", "seed = 5", "duration_s = 2")
     slow = ("[slo]", "achieved_rate = 0", "p50_ms = 20")
-    with stub("--delay-ms", 40) as port, ThreadPoolExecutor() as pool:
+    # More at once, on two cores, starve each other until a master misses a worker's heartbeat.
+    with stub("--delay-ms", 40) as port, ThreadPoolExecutor(2) as pool:
         url = f"http://127.0.0.1:{port}"
         whole = pool.submit(distributed, tmp_path / "whole", url, *open_loop, *slow)
         less = pool.submit(distributed, tmp_path / "less", url, *open_loop, *slow, kill=True)

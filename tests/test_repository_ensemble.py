@@ -16,6 +16,7 @@ from kservekit.codec.message import Request
 from kservekit.config import ImageSettings
 from kservekit.errors import CannotStart, InvalidInput, ModelError
 from kservekit.local.server import LocalServer
+from kservekit.oip import Backend
 from kservekit.oip.grpc import GrpcBackend
 from kservekit.oip.triton_messages import model_config
 from kservekit.predictors.onnx_normalize import Normalization
@@ -216,7 +217,7 @@ def test_it_is_served_to_callers_with_pictures_through_a_predictor_and_a_transfo
         assert ask(transformer, "v2 gRPC", {"image": pictures[:8]}).tensors["scores"].shape == (8, 3)
 
 
-class Only:
+class Only(Backend):
     """A backend that asks for one output, as a transformer for pictures wants it, and keeps what was sent."""
 
     def __init__(self, output, backend):
