@@ -193,6 +193,7 @@ class ModelServer(kserve.ModelServer):  # type: ignore[misc]
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=bool(self.access_log_format),  # which alone says where a caller is
             timeout_graceful_shutdown=self.grace_period,
             timeout_keep_alive=self.timeout_keep_alive,
             ssl_certfile=self.ssl_certfile,
