@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,14 @@ class HandlerPool:
         self._inside = 0
         self._started = 0
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._unheard: deque[None] = deque()
+        """One for each handler that ended after the loop that it was run for; their places are free again."""
 
     async def run(self, handler: Callable[..., Any], *arguments: Any) -> Any:
         """The handler's result, with the caller's context variables around it."""
+        while self._unheard:
+            self._unheard.pop()
+            self._inside -= 1
         if self._inside >= self.limit:
             raise TooManyRequests(f"{self._inside} requests wait for this server's handlers", retry_after=1)
         loop = asyncio.get_running_loop()
@@ -58,8 +64,8 @@ class HandlerPool:
                     error = raised
                 try:
                     loop.call_soon_threadsafe(self._finish, future, result, error)
-                except RuntimeError:  # the loop has ended, and with it everyone who waits
-                    return
+                except RuntimeError:  # the loop has ended, and with it everyone who waited; there may be another one
+                    self._unheard.append(None)
                 del result, error
             # Nothing of a request stays behind while the thread waits for the next one.
             del loop, future, taken, context, handler, arguments
