@@ -641,6 +641,15 @@ def test_no_two_have_one_region_and_the_bound_holds(steps):
     assert pool.bytes == 0
 
 
+def test_a_region_of_two_requests_is_dropped_once():
+    dropped = []
+    pool = Regions(2**20, dropped=dropped.append)
+    region = pool.take(1)
+    pool.drop(region)
+    pool.drop(region)
+    assert (dropped, pool.bytes) == ([region], 0)
+
+
 def test_a_folder_of_the_pods_group_gives_regions_that_the_group_can_open(tmp_path, monkeypatch):
     monkeypatch.setattr(regions, "FOLDER", Path(tmp_path))
     modes = []

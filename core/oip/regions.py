@@ -136,6 +136,8 @@ class Regions:
 
     def drop(self, region: Region) -> None:
         with self._lock:
+            if region not in self._all:  # another request with an array in it was first
+                return
             self._all.remove(region)
             self.bytes -= region.size
         region.free()
